@@ -1,0 +1,56 @@
+"""A request and its answer, and a route: what the HTTP front door lends to triggers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """`headers` are as written on the wire; length, date and connection headers are added by the server."""
+
+    status: int
+    body: bytes = b""
+    headers: Sequence[tuple[str, str]] = ()
+
+
+class Request:
+    """One HTTP request, complete with its body. `respond` may be called once, now or later, on the event loop.
+
+    `path` and `query` are as received (not percent-decoded). Header names are lower case, in order of arrival,
+    duplicates kept. `peer` is the client's address after `trusted_proxies`, `scheme` likewise. `params` are the
+    route's parameters, percent-decoded.
+    """
+
+    __slots__ = ("body", "headers", "method", "on_gone", "params", "path", "peer", "query", "respond", "route", "scheme", "version")
+
+    def __init__(self, respond: Callable[[Response], None]) -> None:
+        self.method = ""
+        self.path = ""
+        self.query = ""
+        self.version = "1.1"
+        self.headers: list[tuple[str, str]] = []
+        self.body = b""
+        self.peer = ""
+        self.scheme = "http"
+        self.params: dict[str, str] = {}
+        self.route: str = ""
+        self.respond = respond
+        self.on_gone: Callable[[], None] | None = None
+        """Called when the client has gone before the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` is `/a/{id}` with an optional last part `{name+}`; literal beats parameter beats greedy.
+
+    `handle` runs on the event loop and must not block; an exception from it is answered with 500 and logged.
+    `methods` empty means any. `max_body` 0 means the listener's own limit.
+    """
+
+    path: str
+    handle: Callable[[Request], None]
+    methods: tuple[str, ...] = ()
+    max_body: int = 0
+    owner: str = ""
