@@ -25,6 +25,7 @@ CODES: Final[dict[str, Code]] = {
     "E-NAME": Code(2, 400, "a function's name is not allowed, or two files claim it"),
     "E-USAGE": Code(2, 400, "the command or request was used wrongly"),
     "E-NOTFOUND": Code(1, 404, "there is no such function, run, event, trigger or binding"),
+    "E-FORBIDDEN": Code(1, 403, "the door a request came through does not allow it"),
     "E-CONFLICT": Code(1, 409, "the same event id came with another body, or the thing is in another state"),
     "E-EXISTS": Code(1, 409, "a file is already there and is never overwritten"),
     "E-THROTTLED": Code(1, 429, "the function's concurrency or rate allows no further direct call now"),

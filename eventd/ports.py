@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from eventd.core.facts import Accepted, Fact, InvocationRow
+from eventd.core.facts import Accepted, EventRow, Fact, InvocationRow
 from eventd.errors import EventdError
 from eventd.model import FunctionSettings, Lane, Outcome, RunRecord
 
@@ -116,8 +116,8 @@ class Journal(Protocol):
         """
         ...
 
-    def payload(self, event: int, done: Callable[[bytes], None]) -> None:
-        """An event's data, its digest checked. A damaged row is a storage failure (E-DAMAGED), never a result."""
+    def event(self, seq: int, done: Callable[[EventRow], None]) -> None:
+        """An event with its data, its digest checked. A damaged or missing row is a storage failure (E-DAMAGED), never a result."""
         ...
 
 
@@ -333,7 +333,14 @@ class Control(Protocol):
         ...
 
     async def invoke(
-        self, function: str, payload: bytes, *, asynchronous: bool = False, id: str | None = None, wait_ms: int | None = None, tail: bool = False
+        self,
+        function: str,
+        payload: bytes,
+        *,
+        asynchronous: bool = False,
+        id: str | None = None,
+        wait_ms: int | None = None,
+        tail: bool = False,
     ) -> Json:
         """Synchronous: {"run": record, "result": JSON, "error": bool, "tail": text}; asynchronous: {"event","invocation"}."""
         ...

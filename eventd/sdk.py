@@ -16,14 +16,15 @@ from msgspec import Struct
 from pydantic import BaseModel
 
 from eventd.errors import Conflict, EventdError, Overloaded
-from eventd.http import Request, Response, Route
+from eventd.http import Request, Response, Route, gateway
+from eventd.http.router import parse_path
 from eventd.model import BindingSettings, End, Outcome, Problem, Reason, Refusal
 from eventd.settings.fields import Duration, Folder, LocalPath, PluginSettings, SecretRef, Size
 
 __all__ = [
     "Answer", "Batching", "BindingSettings", "Call", "Conflict", "Duration", "End", "Event", "EventdError", "Finding", "Folder",
     "LocalPath", "Outcome", "Overloaded", "PluginSettings", "Problem", "Reason", "Receipt", "Refusal", "Request", "Response",
-    "Route", "SecretRef", "Settlement", "Site", "Size", "State", "TriggerPlugin",
+    "Route", "SecretRef", "Settlement", "Site", "Size", "State", "TriggerPlugin", "gateway", "parse_path",
 ]  # fmt: skip
 
 
@@ -197,6 +198,8 @@ class Finding(Struct, frozen=True):
     message: str
     hint: str = ""
     severity: str = "error"
+    transient: bool = False
+    """It may heal without a new configuration (a folder not mounted yet): refused in `check` and reload, not at boot."""
 
 
 class Batching(Struct, frozen=True):

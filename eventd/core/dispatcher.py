@@ -92,6 +92,7 @@ class _Step(Starting):
         queue, function = run.queue, run.function
         self.state.running -= 1
         function.running -= 1
+        function.durable_running -= len(run.members)
         if queue.trigger is not None:
             queue.trigger.running -= 1
             waiting, queue.trigger.waiting = queue.trigger.waiting, {}
@@ -108,6 +109,16 @@ class _Step(Starting):
         for node, move in zip(members, moves, strict=True):
             evolve(self.state, move)
             self.after_move(node)
+            if self.state.suspect == node.seq:
+                self.next_suspect()
+
+    def next_suspect(self) -> None:
+        self.state.suspect = None
+        waiting, self.state.suspects = self.state.suspects, []
+        for node in waiting:
+            if not node.gone:
+                node.queue.ready.push(node.due, node.seq, node)
+                self.wake(node.queue)
 
     # --- what people ask ---
 

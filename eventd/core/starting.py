@@ -5,7 +5,7 @@ from __future__ import annotations
 from eventd.core.facts import Began
 from eventd.core.retry import GiveUp
 from eventd.core.signals import Called, Member, Refuse, Start
-from eventd.core.state import EVERY_NTH_DURABLE, MAX_CALLS, Call, Function, Node, Queue, Run
+from eventd.core.state import EVERY_NTH_DURABLE, MAX_CALLS, SUSPECT_AFTER, Call, Function, Node, Queue, Run
 from eventd.core.step import Step, evolve
 from eventd.model import End, Lane, Reason, Refusal
 
@@ -89,12 +89,17 @@ class Starting(Step):
             if queue.max_age_ms and self.now - node.accepted_at > queue.max_age_ms:
                 self.give_up(node, GiveUp(End.DEAD, Reason.EVENT_AGE_EXCEEDED, node.attempts, node.lost))
                 continue
+            if node.lost >= SUSPECT_AFTER and self.state.suspect is not None:
+                self.state.suspects.append(node)
+                continue
             if node.key is not None and (queue.locks.get(node.key, node.seq) != node.seq or node.key in keys):
                 queue.blocked.setdefault(node.key, []).append(node)
                 queue.blocked_count += 1
                 continue
             if node.key is not None:
                 keys.add(node.key)
+            if node.lost >= SUSPECT_AFTER:
+                self.state.suspect = node.seq
             members.append(node)
             if node.solo:
                 break
@@ -117,6 +122,7 @@ class Starting(Step):
         for node in members:
             if node.key is not None:
                 queue.locks[node.key] = node.seq
+        function.durable_running += len(members)
         fact = Began(run.id, tuple(node.seq for node in members), self.now)
         evolve(state, fact)
         self.facts.append(fact)

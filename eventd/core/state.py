@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from eventd.core.facts import InvocationRow
 from eventd.core.retry import wait_ms
 from eventd.core.signals import BindingRule, FunctionRule, Rules
-from eventd.model import Lane, Retry, State
+from eventd.model import End, Lane, Retry, State
 
 WINDOW = 256
 """Rows of one queue kept in memory, ready ones and later ones each."""
@@ -24,6 +24,9 @@ MAX_CALLS = 4_096
 """Direct calls that may wait for one function; further ones are refused at once."""
 EVERY_NTH_DURABLE = 4
 """When calls and durable work both wait, every fourth slot goes to durable work (D9)."""
+SUSPECT_AFTER = 2
+"""`lost` runs in a row after which an invocation runs only while no other such one does: when the daemon dies a third
+time, only the guilty one is condemned (promise 10)."""
 
 START: tuple[int, int] = (-1, -1)
 
@@ -154,7 +157,7 @@ class Function:
     """A function's slots, its queues with ready work, its waiting calls."""
 
     __slots__ = (
-        "alarm_at", "available", "calls", "dead", "in_ring", "name", "open", "paused", "queues", "rule", "running", "starts",
+        "alarm_at", "available", "calls", "dead", "durable_running", "ends", "in_ring", "name", "open", "paused", "queues", "rule", "running", "starts",
         "turn", "turns",
     )  # fmt: skip
 
@@ -162,8 +165,12 @@ class Function:
         self.name = name
         self.rule: FunctionRule | None = None
         self.running = 0
+        self.durable_running = 0
+        """Invocations (not runs: a batch is several) of the durable lane that are running."""
         self.open = 0
         self.dead = 0
+        self.ends: dict[End, int] = dict.fromkeys(End, 0)
+        """Invocations settled since this process began, by how they ended."""
         self.available = True
         self.paused = False
         self.queues: list[Queue] = []
@@ -178,6 +185,11 @@ class Function:
     @property
     def cap(self) -> int:
         return self.rule.concurrency if self.rule is not None else 0
+
+    @property
+    def waiting(self) -> int:
+        """Open invocations that hold no slot, and direct calls that wait for one."""
+        return self.open - self.durable_running + len(self.calls)
 
     def rate_wait(self, mono: float) -> float:
         """Seconds until the rate allows another start; 0 when it does now."""
@@ -242,6 +254,10 @@ class Dispatch:
         self.alarms = heap()
         self.alarm_number = 0
         self.pauses: set[tuple[str, str]] = set()
+        self.suspect: int | None = None
+        """seq of the one running invocation that was lost SUSPECT_AFTER times in a row."""
+        self.suspects: list[Node] = []
+        """Further suspects, waiting for their turn to run alone among suspects."""
         self.starts_allowed = True
         self.calls_allowed = True
 

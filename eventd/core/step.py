@@ -52,8 +52,9 @@ def _transition(node: Node, to: State) -> None:
 def count_end(queue: Queue, end: End | None) -> None:
     queue.open -= 1
     queue.function.open -= 1
-    if end is End.DEAD:
-        queue.function.dead += 1
+    if end is not None:
+        queue.function.ends[end] += 1
+        queue.function.dead += end is End.DEAD
 
 
 class Alarm:
@@ -85,6 +86,8 @@ class Step:
         queue = self.state.queue(row.binding, row.function)
         if row.state is State.SETTLED:
             queue.function.dead += row.end is End.DEAD
+            if row.end is not None:
+                queue.function.ends[row.end] += 1
             return
         queue.open += 1
         queue.function.open += 1

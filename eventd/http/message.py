@@ -19,11 +19,15 @@ class Request:
     """One HTTP request, complete with its body. `respond` may be called once, now or later, on the event loop.
 
     `path` and `query` are as received (not percent-decoded). Header names are lower case, in order of arrival,
-    duplicates kept. `peer` is the client's address after `trusted_proxies`, `scheme` likewise. `params` are the
-    route's parameters, percent-decoded.
+    duplicates kept. `peer` is the client's address after `trusted_proxies`, `scheme` and `port` likewise (`port` is
+    the one the client asked, 0 when not known). `params` are the route's parameters, percent-decoded. `raw_headers`
+    are the headers as received, names in their own case; empty when the request did not come from a socket.
     """
 
-    __slots__ = ("body", "headers", "method", "on_gone", "params", "path", "peer", "query", "respond", "route", "scheme", "version")
+    __slots__ = (
+        "body", "headers", "method", "on_gone", "params", "path", "peer", "port", "query", "raw_headers", "respond", "route",
+        "scheme", "version",
+    )  # fmt: skip
 
     def __init__(self, respond: Callable[[Response], None]) -> None:
         self.method = ""
@@ -31,9 +35,11 @@ class Request:
         self.query = ""
         self.version = "1.1"
         self.headers: list[tuple[str, str]] = []
+        self.raw_headers: list[tuple[bytes, bytes]] = []
         self.body = b""
         self.peer = ""
         self.scheme = "http"
+        self.port = 0
         self.params: dict[str, str] = {}
         self.route: str = ""
         self.respond = respond

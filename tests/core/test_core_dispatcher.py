@@ -484,3 +484,20 @@ def cost_of_one_event(backlog: int) -> float:
 
 def test_deciding_costs_the_same_with_a_million_open() -> None:
     assert cost_of_one_event(1_000_000) <= 3 * cost_of_one_event(1_000)
+
+
+def test_a_suspect_runs_alone_among_suspects_so_that_only_the_guilty_is_condemned() -> None:
+    world = World()
+    world.configure(rule("f", 10, retry=Retry(attempts=10)))
+    rows = [InvocationRow(n, f"i{n}", n, None, "f", State.RUNNING, START, START, attempts=2, lost=1) for n in (1, 2, 3)]
+    world.rows.update({row.seq: row for row in rows})
+    world.tell(s.Booted((), tuple(s.LostRun(row, f"old{row.seq}") for row in rows), (), {}))
+    assert world.seqs() == [1]
+    world.seq = 3
+    world.arrive("f")
+    assert world.seqs() == [1, 4]
+    world.end(world.started[0], Outcome.LOST)
+    assert world.ends == {1: (End.DEAD, Reason.QUARANTINED)}
+    assert world.seqs() == [4, 2]
+    world.run_all()
+    assert [world.ends[n][0] for n in (2, 3, 4)] == [End.SUCCEEDED] * 3

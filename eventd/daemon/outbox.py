@@ -1,0 +1,60 @@
+"""Carries ended runs and invocations from the journal's outbox to the run history, and lets dead ones expire (D2, D18)."""
+
+from __future__ import annotations
+
+import anyio
+
+from eventd.core import signals as s
+from eventd.core.facts import Copied
+from eventd.daemon.engine import Engine
+from eventd.ports import History, JournalReads
+
+BATCH = 2_000
+PAUSE_S = 0.25
+EXPIRE_EVERY_S = 60.0
+EXPIRE_BATCH = 1_000
+
+
+class Outbox:
+    """One pump. A copy repeated after a crash changes nothing, because runs have unique ids."""
+
+    def __init__(self, engine: Engine, reads: JournalReads, history: History, dead_ms: int) -> None:
+        self.dead_ms = dead_ms
+        self.owed = 0
+        self._engine = engine
+        self._reads = reads
+        self._history = history
+        self._lock = anyio.Lock()
+
+    async def run(self) -> None:
+        """Pump until cancelled."""
+        expire_at = self._engine.clock.monotonic()
+        while True:
+            await self.flush(steps=16)
+            if self._engine.clock.monotonic() >= expire_at:
+                expire_at += EXPIRE_EVERY_S
+                await self._expire()
+            with anyio.move_on_after(EXPIRE_EVERY_S):
+                await self._engine.changed()
+            await anyio.sleep(PAUSE_S)
+
+    async def flush(self, steps: int = 1_000) -> None:
+        """What had ended before this call is in the history when it returns (bounded: `steps` batches)."""
+        async with self._lock:
+            for _ in range(steps):
+                rows = await self._reads.outbox(BATCH)
+                if not rows:
+                    break
+                await self._history.store(rows)
+                stored = anyio.Event()
+                self._engine.journal.append([Copied(rows[-1].seq)], stored.set)
+                await stored.wait()
+            await self._history.flush()
+
+    async def _expire(self) -> None:
+        before = self._engine.clock.now_ms() - self.dead_ms
+        while rows := await self._reads.expired_dead(before, EXPIRE_BATCH):
+            self._engine.tell(s.ExpireAsked(tuple(rows)))
+            stored = anyio.Event()
+            self._engine.journal.append([], stored.set)
+            await stored.wait()
