@@ -309,8 +309,11 @@ class History(HistorySink, Protocol):
         """Per function, the columns of the `stats` verb that come from rows (without throttled, open and dead)."""
         ...
 
-    async def logs(self, query: Query, lines: int, run: str | None) -> Sequence[Json]:
-        """The last `lines` lines, oldest first: {"time","function","run","stream","line"}."""
+    async def logs_after(self, query: Query, lines: int, run: str | None) -> tuple[Sequence[Json], str]:
+        """The last `lines` lines, oldest first: {"time","function","run","stream","line"}, and the cursor for what comes after.
+
+        With `query.cursor` the first lines after it.
+        """
         ...
 
     async def aclose(self) -> None: ...

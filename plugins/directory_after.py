@@ -7,8 +7,10 @@ can be repeated: after a crash the settlement comes again and goes on from where
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from enum import Enum
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -27,6 +29,16 @@ _BLOCK: Final = 1_048_576
 _MOST_NAMES: Final = 1_000
 
 
+class Left(Enum):
+    """How an order ended."""
+
+    DONE = 1
+    ABSENT = 2
+    """Nothing there: done before a crash, or somebody else took the file."""
+    CHANGED = 3
+    """Another version is there, or (for `keep`) the file is back at its place."""
+
+
 class Leave(NamedTuple):
     """What to do with one file. `target` is the folder to move to; the file keeps its relative path below it.
 
@@ -42,8 +54,8 @@ class Leave(NamedTuple):
     sequencer: int
 
 
-def leave(order: Leave) -> bool:
-    """Carry it out; True when the file has left its place. Durable on return. False: it is another version, or not there.
+def leave(order: Leave) -> Left:
+    """Carry it out. Durable on return.
 
     Raises OSError when it cannot be done now; then the file is at its place as before, or will be found by the next call.
     """
@@ -57,11 +69,11 @@ def leave(order: Leave) -> bool:
             os.close(root_fd)
     except OSError as error:
         if is_gone(error):
-            return False
+            return Left.ABSENT
         raise
     try:
         if not _take(fd, name, scratch, order):
-            return False
+            return Left.CHANGED if _exists(fd, name) else Left.ABSENT
         try:
             match order.action:
                 case "delete":
@@ -74,9 +86,17 @@ def leave(order: Leave) -> bool:
             _put_back(fd, scratch, name, order)
             raise
         os.fsync(fd)
-        return order.action != "keep"
+        return Left.CHANGED if order.action == "keep" else Left.DONE
     finally:
         os.close(fd)
+
+
+def _exists(fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _take(fd: int, name: bytes, scratch: bytes, order: Leave) -> bool:
@@ -163,10 +183,8 @@ def _copy(fd: int, scratch: bytes, to: int, order: Leave) -> bytes:
     source = open_file(scratch, fd)
     try:
         status = os.fstat(source)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(part, dir_fd=to)
-        except FileNotFoundError:
-            pass
         copy = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=to)
         try:
             try:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from eventd_plugins import directory_notify as notify
+from eventd_plugins.directory_found import NEVER_S, Track, Work
 from eventd_plugins.directory_ledger import Ledger
 from eventd_plugins.directory_notify import Notice
 from eventd_plugins.directory_rules import Hint, Wanted, join, split
-from eventd_plugins.directory_scan import NEVER_S, Track, Work
 
 MOST_TRACKS: Final = 50_000
 _MOST_NAMES: Final = 4_096
@@ -33,6 +33,7 @@ class Agenda:
         self._suspects: set[bytes] = set()
         self._waiting: list[tuple[float, bytes]] = []
         self._folders_waiting: dict[bytes, float] = {}
+        self._stamp = 0
 
     # --- asking for a look ---
 
@@ -90,9 +91,9 @@ class Agenda:
         mask = notice.mask
         if mask & notify.Q_OVERFLOW:
             # What was dropped may have been a write after a rename or the other way round: no hint is worth anything now.
+            self._stamp += 1
             for track in self.tracks.values():
-                track.hint = Hint.NONE
-                track.stamp += 1
+                track.hint, track.stamp = Hint.NONE, self._stamp
             self.rescan(monotonic)
             return None
         if not notice.name:
@@ -128,7 +129,8 @@ class Agenda:
             return
         track = self.track(path)
         if track is not None:
-            track.stamp += 1
+            self._stamp += 1
+            track.stamp = self._stamp
             track.depth = max(track.depth, depth)
             if mask & notify.MOVED_TO:
                 track.hint = Hint.MOVED
@@ -142,12 +144,12 @@ class Agenda:
     # --- handing out work ---
 
     def next_due(self) -> float:
-        """The monotonic time of the next thing to do; 0 when there is something now."""
+        """The monotonic time of the next thing to do, a full scan aside; 0 when there is something now."""
         if self._marked or self._suspects:
             return 0.0
         self._skip_stale()
         first = self._waiting[0][0] if self._waiting else NEVER_S
-        return min(self.full_due, first, min(self._folders_waiting.values(), default=NEVER_S))
+        return min(first, min(self._folders_waiting.values(), default=NEVER_S))
 
     def take(self, monotonic: float) -> Work | None:
         """All that is due now, but not a full scan; None when nothing is."""
@@ -169,11 +171,11 @@ class Agenda:
         self._marked, self._suspects = {}, set()
         return work
 
-    def take_all(self, *, keep_if_empty: bool) -> Work:
+    def take_all(self, known: tuple[int, int] | None) -> Work:
         """A scan of everything. What was marked is part of it; what waits goes on waiting."""
         self._marked, self._suspects = {}, set()
         self.full_due = NEVER_S
-        return Work([(b"", None)], whole=True, keep_if_empty=keep_if_empty)
+        return Work([(b"", None)], whole=True, known=known)
 
     def _skip_stale(self) -> None:
         while self._waiting:

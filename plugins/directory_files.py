@@ -6,6 +6,7 @@ Everything here may block; callers use worker threads.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -42,10 +43,8 @@ def open_beneath(root_fd: int, folder: bytes, *, create: bool = False) -> int:
     for part in folder.split(b"/") if folder else ():
         try:
             if create:
-                try:
+                with contextlib.suppress(FileExistsError):
                     os.mkdir(part, dir_fd=fd)
-                except FileExistsError:
-                    pass
             below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
         finally:
             os.close(fd)
@@ -79,10 +78,8 @@ def has_writer(fd: int) -> bool | None:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         return True if error.errno == errno.EAGAIN else None
-    try:
+    with contextlib.suppress(OSError):  # closing the descriptor gives it back too
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        pass  # closing the descriptor gives it back too
     return False
 
 

@@ -6,13 +6,12 @@ it (a lookup or a copy of one dict is a single step of the interpreter).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+from eventd_plugins.directory_rules import Row, split, unpack
 
 from eventd.sdk import State
-from eventd_plugins.directory_rules import Row, join, pack, split, unpack
 
 META: Final = b"/meta"
 """The one ledger key that is no path: relative paths never begin with a slash."""
@@ -89,11 +88,3 @@ class Ledger:
 
 def meta_write(meta: Meta) -> dict[bytes, bytes | None]:
     return {META: msgspec.msgpack.encode(meta)}
-
-
-def row_write(path: bytes, row: Row) -> dict[bytes, bytes | None]:
-    return {path: pack(row)}
-
-
-def paths(folder: bytes, names: Any) -> Iterator[bytes]:
-    return (join(folder, name) for name in names)

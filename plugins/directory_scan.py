@@ -10,10 +10,9 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from threading import Event as Flag
-from typing import Final, NamedTuple
+from typing import Final
 
 from eventd_plugins.directory_event import version_etag
 from eventd_plugins.directory_files import (
@@ -26,6 +25,7 @@ from eventd_plugins.directory_files import (
     open_root,
     version_of_stat,
 )
+from eventd_plugins.directory_found import NEVER_S, Found, Kind, Rules, Track, Work
 from eventd_plugins.directory_ledger import Ledger
 from eventd_plugins.directory_notify import Notices
 from eventd_plugins.directory_rules import (
@@ -34,7 +34,6 @@ from eventd_plugins.directory_rules import (
     Status,
     Verdict,
     Version,
-    Wanted,
     join,
     judge,
     pack_version,
@@ -47,74 +46,10 @@ _SLICE_S: Final = 0.05
 _BLOCK: Final = 1_048_576
 _MOST_PROBLEMS: Final = 100
 _LOOK_AGAIN_S: Final = 0.25
-NEVER_S: Final = float("inf")
 
 
 class RootChanged(Exception):
     """The path leads to another folder than before; notices and open scans are about the old one."""
-
-
-class Track:
-    """What is remembered of a file that is not in the ledger yet. Changed on the event loop only.
-
-    `stamp` rises with every notice; `since`: monotonic seconds when `version` was first seen; `held`: when a version was
-    first ready, for the debounce; `due`: when it will be looked at; `depth`: see D12.
-    """
-
-    __slots__ = ("depth", "due", "held", "hint", "since", "stamp", "version")
-
-    def __init__(self) -> None:
-        self.hint = Hint.NONE
-        self.stamp = 0
-        self.depth = 0
-        self.version: Version | None = None
-        self.since = 0.0
-        self.held: float | None = None
-        self.due = NEVER_S
-
-
-class Kind(Enum):
-    READY = 0
-    WAIT = 1
-    IN_PLACE = 2
-    SAME = 3
-    GONE = 4
-
-
-class Found(NamedTuple):
-    """One file worth a word. `delay_s`: when a WAIT is worth another look (NEVER_S: when a notice or a scan says so)."""
-
-    kind: Kind
-    path: bytes
-    version: Version = Version(0, 0, 0)
-    ctime_ns: int = 0
-    uid: int = -1
-    etag: str = ""
-    stamp: int = 0
-    delay_s: float = NEVER_S
-
-
-class Rules(NamedTuple):
-    """The settings that a scan needs. `hold_ns`: how long past `settle` an open writer can keep a quiet file back."""
-
-    root: str
-    wanted: Wanted
-    ready: str
-    settle_ns: int
-    hold_ns: int
-    md5: bool
-
-
-class Work(NamedTuple):
-    """What to look at: names in folders (None: the whole folder), and folders that may be gone with all their rows.
-
-    `whole`: everything, and every ledger row is checked. `keep_if_empty`: an empty root proves nothing about the rows.
-    """
-
-    folders: Sequence[tuple[bytes, Sequence[bytes] | None]]
-    suspects: Sequence[bytes] = ()
-    whole: bool = False
-    keep_if_empty: bool = False
 
 
 class Scan:
@@ -140,7 +75,7 @@ class Scan:
         self._stop = stop
         self._now_ns = 0
         self._monotonic = 0.0
-        self._stack: list[bytes] = []
+        self._stack: list[tuple[bytes, bool]] = []
         self._visited: set[bytes] = set()
         self._suspects = list(work.suspects)
         self.examined = 0
@@ -168,7 +103,7 @@ class Scan:
     def close(self) -> None:
         self._walk.close()
 
-    def _all(self) -> Iterator[Found | None]:
+    def _all(self) -> Generator[Found | None, None, None]:
         root_fd = open_root(self._rules.root)
         try:
             status = os.fstat(root_fd)
@@ -177,17 +112,20 @@ class Scan:
                 raise RootChanged
             for folder, names in self._work.folders:
                 if names is None:
-                    self._stack.append(folder)
+                    self._stack.append((folder, self._work.whole))
                 else:
                     yield from self._names(root_fd, folder, names)
                 while self._stack:
-                    yield from self._folder(root_fd, self._stack.pop())
-            if self._work.whole and not (self.empty and self._work.keep_if_empty):
+                    yield from self._folder(root_fd, *self._stack.pop())
+            if self._work.whole and not self._unproven():
                 self._suspects += [one for one in list(self._ledger.folders) if one not in self._visited]
             while self._suspects:
                 yield from self._suspect(root_fd, self._suspects.pop())
         finally:
             os.close(root_fd)
+
+    def _unproven(self) -> bool:
+        return self.empty and self._work.known is not None and self._work.known != self.identity
 
     # --- folders ---
 
@@ -204,7 +142,8 @@ class Scan:
                 self._problem(folder, error)
             return None
 
-    def _folder(self, root_fd: int, folder: bytes) -> Iterator[Found | None]:
+    def _folder(self, root_fd: int, folder: bytes, deep: bool) -> Iterator[Found | None]:
+        """List a folder; `deep`: and everything below it, else only what is below it and not watched yet."""
         fd = self._open(root_fd, folder)
         if fd is None:
             return
@@ -219,13 +158,13 @@ class Scan:
                 with os.scandir(fd) as listing:
                     for entry in listing:
                         entries += 1
-                        yield self._entry(fd, folder, entry, missing)
+                        yield self._entry(fd, folder, entry, missing, deep)
             except OSError as error:
                 self._problem(folder, error)
                 return
             if not folder and not entries:
                 self.empty = True
-                if self._work.keep_if_empty:
+                if self._unproven():
                     return
             # A listing can leave out what is renamed while it is read, so each one is asked for by name.
             for name in missing:
@@ -233,13 +172,13 @@ class Scan:
         finally:
             os.close(fd)
 
-    def _entry(self, fd: int, folder: bytes, entry: os.DirEntry[str], missing: set[bytes]) -> Found | None:
+    def _entry(self, fd: int, folder: bytes, entry: os.DirEntry[str], missing: set[bytes], deep: bool) -> Found | None:
         self.examined += 1
         name = os.fsencode(entry.name)
         path = join(folder, name)
         try:
             if entry.is_dir(follow_symlinks=False):
-                self._descend(path, every=self._work.whole)
+                self._descend(path, deep)
                 return None
             if not entry.is_file(follow_symlinks=False) or not self._rules.wanted.file(path):
                 return None
@@ -248,13 +187,13 @@ class Scan:
         missing.discard(name)
         return self._look(fd, path, name)
 
-    def _descend(self, path: bytes, *, every: bool) -> None:
+    def _descend(self, path: bytes, deep: bool) -> None:
         if not self._rules.wanted.folder(path):
             return
         if len(os.fsencode(self._rules.root)) + len(path) + 1 > LONGEST_PATH:
             self._note(f"{_shown(path[:80])}... is nested too deep: its path is longer than {LONGEST_PATH} bytes")
-        elif every or self._notices is None or not self._notices.watched(path):
-            self._stack.append(path)
+        elif deep or self._notices is None or not self._notices.watched(path):
+            self._stack.append((path, deep))
 
     def _watch(self, fd: int, folder: bytes) -> None:
         if self._notices is not None and self.unwatched is None:
@@ -282,7 +221,7 @@ class Scan:
                     continue
                 if stat.S_ISDIR(status.st_mode):
                     yield self._gone(path)
-                    self._descend(path, every=True)
+                    self._descend(path, True)
                 else:
                     self._suspects += self._ledger.below(path) if path in self._ledger.folders else ()
                     yield self._look(fd, path, name) if self._rules.wanted.file(path) else None
@@ -319,10 +258,11 @@ class Scan:
             if not is_gone(error):
                 self._problem(path, error)
                 return None
-        return Found(Kind.GONE, path)
+        return self._gone(path)
 
     def _gone(self, path: bytes) -> Found | None:
-        return Found(Kind.GONE, path) if path in self._tracks or self._ledger.raw(path) is not None else None
+        track = self._tracks.get(path)
+        return None if track is None and self._ledger.raw(path) is None else Found(Kind.GONE, path, stamp=track.stamp if track else 0)
 
     def _look(self, fd: int, path: bytes, name: bytes) -> Found | None:
         # Read before the file is, so that a notice that comes in between shows as a newer stamp.

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
+from eventd_plugins.directory_rules import Wanted, problem_of_glob
 from pydantic import AfterValidator, Field
 
 from eventd.sdk import Batching, Duration, Finding, Folder, PluginSettings
-from eventd_plugins.directory_rules import Wanted, problem_of_glob
 
 After = Literal["keep", "delete", "move"]
 
@@ -104,7 +104,9 @@ def check(name: str, settings: DirectorySettings, triggers: Mapping[str, Any]) -
                 _cure(settings, target),
             )
     if not settings.recursive and all("/" in pattern.strip("/") for pattern in settings.include):
-        yield Finding("include", "no file can match: every pattern names a folder, but recursive is false.", "Set recursive = true.", "warning")
+        yield Finding(
+            "include", "no file can match: every pattern names a folder, but recursive is false.", "Set recursive = true.", "warning"
+        )
 
 
 def _fed_back(settings: DirectorySettings, target: str) -> str | None:

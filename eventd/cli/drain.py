@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from eventd.cli import output
-from eventd.cli.session import Session, Span, ask, note
+from eventd.cli.session import Session, Span, ask, say
+from eventd.errors import EventdError
 
 
 @click.command(epilog="Example: eventd drain --timeout 30s")
@@ -23,6 +24,6 @@ def drain(session: Session, queue: bool, timeout_ms: int | None, undo: bool) -> 
     else:
         output.line(output.clean(answer["state"]))
     if not undo and answer["state"] != "drained":
-        note("E-DRAINING work is still running. Intake stays stopped; wait again, or take it back: eventd drain --undo")
-        return 1
+        hint = "Intake stays stopped; wait again, or take events in again: eventd drain --undo"
+        return say(session, EventdError("E-DRAINING", "work is still open", hint))
     return 0

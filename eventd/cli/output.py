@@ -68,7 +68,7 @@ def fields(pairs: Sequence[tuple[str, object]]) -> None:
 
 
 def ms(value: float | None) -> str:
-    """A duration for people."""
+    """A duration for people; of nothing, a dash."""
     if value is None:
         return "-"
     if value < 1000:

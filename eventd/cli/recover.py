@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from eventd.cli import output
-from eventd.cli.session import Session, ask, note, query_of
+from eventd.cli.session import Session, ask, query_of, say
 from eventd.errors import EventdError
 from eventd.model import Reason
 from eventd.ports import Query
@@ -86,6 +86,5 @@ def _tell(session: Session, answer: dict[str, Any], done: str, *, dry_run: bool)
         if len(answer["invocations"]) > _SHOWN:
             output.line(f"  and {len(answer['invocations']) - _SHOWN} more")
     if not answer[done]:
-        note("E-NOTFOUND no dead invocation is selected. List them: eventd dead")
-        return 1
+        return say(session, EventdError("E-NOTFOUND", "no dead invocation is selected", "List them: eventd dead"))
     return 0

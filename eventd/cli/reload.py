@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from eventd.cli import output
-from eventd.cli.session import Session, ask, note
+from eventd.cli.session import Session, ask, note, sentence
 from eventd.model import Problem
 
 
@@ -21,7 +21,13 @@ def reload(session: Session) -> int:
         output.emit(answer)
         return 0 if answer["applied"] else 2
     for problem in answer["problems"]:
-        note(str(Problem(**{key: problem[key] for key in Problem.__struct_fields__ if key in problem})))
+        note(
+            str(
+                Problem(
+                    **{key: problem[key] for key in Problem.__struct_fields__ if key in problem} | {"message": sentence(problem["message"])}
+                )
+            )
+        )
     for change in answer["changes"]:
         if change["action"] != "keep":
             output.line(output.clean(f"{change['action']} {change['kind']} {change['name']}"))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from eventd.errors import EventdError
 
@@ -30,9 +31,13 @@ class Session:
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    session = ctx.find_object(Session)
-    if session is not None and value not in (None, False):
-        setattr(session, str(param.name), value)
+    """Later ones win, but what was said always wins over the environment."""
+    session, name = ctx.find_object(Session), str(param.name)
+    if session is None or value in (None, False):
+        return
+    if getattr(session, name) and ctx.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
+        return
+    setattr(session, name, value)
 
 
 def shared_options() -> list[click.Option]:
@@ -67,10 +72,15 @@ def say(session: Session, error: EventdError) -> int:
 
         text = json.dumps(error.as_json(), ensure_ascii=False, separators=(",", ":"))
     else:
-        text = clean(str(error))
+        text = clean(f"{error.code} {sentence(error.message)} {error.hint}".rstrip())
     sys.stdout.flush()
     click.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
     return error.exit
+
+
+def sentence(text: str) -> str:
+    """`text` with its full stop, so that a hint may follow."""
+    return text if text.endswith((".", "!", "?", ":")) else text + "."
 
 
 def note(text: str) -> None:

@@ -45,9 +45,9 @@ def stats(session: Session, function: str | None, since: int, price: bool) -> in
 
 
 def _row(row: dict[str, Any], *, price: bool) -> list[object]:
-    duration = row["duration_ms"]
-    cells: list[object] = [row["function"], row["runs"], f"{row['error_rate'] * 100:.1f} %"]
-    cells += [output.ms(duration[key]) for key in ("p50", "p95", "p99", "max")]
-    cells += [output.ms(row["queue_ms"]["p95"]), row["cold"], output.ms(row["init_ms"]["p95"])]
+    duration = row["duration_ms"] or {}
+    cells: list[object] = [row["function"], row["runs"], f"{(row['error_rate'] or 0) * 100:.1f} %"]
+    cells += [output.ms(duration.get(key)) for key in ("p50", "p95", "p99", "max")]
+    cells += [output.ms((row["queue_ms"] or {}).get("p95")), row["cold"], output.ms((row["init_ms"] or {}).get("p95"))]
     cells += [row["throttled"], row["open"], row["dead"], f"{row['gb_seconds']:.3f}"]
-    return cells + ([f"{row['price_usd']:.6f}"] if price else [])
+    return cells + ([f"{row.get('price_usd') or 0:.6f}"] if price else [])

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from eventd.cli import output
-from eventd.cli.session import Session, ask, note
+from eventd.cli.session import Session, ask, say, sentence
+from eventd.errors import EventdError
 
 
 @click.command(epilog="Example: until eventd status >/dev/null 2>&1; do sleep 0.1; done")
@@ -23,8 +24,7 @@ def status(session: Session) -> int:
     else:
         _show(answer)
     if answer["state"] == "starting":
-        note("E-STARTING the daemon is still starting. Ask again in a moment.")
-        return 3
+        return say(session, EventdError("E-STARTING", "the daemon is still starting", "Ask again in a moment."))
     return 0
 
 
@@ -77,4 +77,6 @@ def _bound(trigger: str, bindings: list[dict[str, Any]]) -> str:
 
 def _problem(problem: dict[str, Any]) -> str:
     place = f"{problem['file']}:{problem['line']}" if problem.get("line") else str(problem.get("file", ""))
-    return output.clean(f"{problem['code']} {place} {problem.get('path', '')}: {problem['message']} {problem.get('hint', '')}".rstrip())
+    return output.clean(
+        f"{problem['code']} {place} {problem.get('path', '')}: {sentence(problem['message'])} {problem.get('hint', '')}".rstrip()
+    )

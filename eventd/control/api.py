@@ -261,16 +261,15 @@ class Api:
         return q.Params(request.query_params.multi_items(), known)
 
     async def _change(self, request: Request, what: str, asked: Awaitable[Json], *, quiet: bool = False) -> Json:
-        """Carry out a change and log it with who asked, whether it was done or refused."""
+        """Carry out a change; the log has who asked before it begins, and a refusal after."""
         door = _door(request)
-        try:
-            done = await asked
-        except EventdError as error:
-            self._log.warning("%s by %s: refused, %s", what, door, error)
-            raise
         if not quiet:
-            self._log.info("%s by %s", what, door)
-        return done
+            self._log.info("%s, asked by %s", what, door)
+        try:
+            return await asked
+        except EventdError as error:
+            self._log.warning("%s, asked by %s: refused, %s", what, door, error)
+            raise
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
         async def guarded(request: Request) -> Response:

@@ -68,7 +68,7 @@ class Started(Struct, frozen=True):
 def main(file: str, *, log_format: str | None, log_level: str | None, on_ready: Callable[[Started], None] | None = None) -> int:
     """Run the daemon in the foreground until SIGTERM or SIGINT; returns the exit status of surface.md section 1."""
     plugins, found = find_triggers()
-    loading = read(file, plugins, None)
+    loading = read(file, plugins, None, boot=True)
     problems = [*found, *loading.problems]
     settings = loading.settings
     if settings is None or any(problem.severity == "error" for problem in found):
@@ -90,6 +90,11 @@ def main(file: str, *, log_format: str | None, log_level: str | None, on_ready: 
     except EventdError as error:
         log.error("%s", error)
         return error.exit
+
+
+def _history_failed(error: EventdError) -> None:
+    """Trouble with runs.db never stops the daemon: events and their ends are in the journal."""
+    log.error("the run history has a problem and goes on as well as it can: %s", error)
 
 
 class App:
@@ -121,11 +126,12 @@ class App:
             journal = await open_journal(settings.daemon.state, settings.journal, boot=self.boot, loop=loop)
             stack.push_async_callback(journal.aclose)
             journal.failed = self._storage_failed
-            journal.on_commit = counters.committed
-            history = await open_history(settings.daemon.state, settings.history, loop=loop)
+            journal.writer.on_commit = counters.committed
+            history = await open_history(
+                settings.daemon.state, settings.history, now_ms=clock.now_ms, on_failed=_history_failed, on_records=RunLog().write
+            )
             stack.push_async_callback(history.aclose)
-            history.on_records = RunLog().write
-            pool = open_pool(settings, boot=self.boot, on_output=history.output, loop=loop)
+            pool = open_pool(settings, boot=self.boot, on_output=history.output)
             stack.push_async_callback(pool.aclose)
             engine = Engine(
                 journal=journal, pool=pool, history=history, clock=clock, observer=counters, boot=self.boot, dice=dice, loop=loop

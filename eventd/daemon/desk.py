@@ -203,7 +203,8 @@ class Desk:
         await self.outbox.flush()
         if query.function is not None and query.function not in self.sources.settings.functions:
             raise _no_function(query.function)
-        return await self.history.logs(query, lines, run)
+        shown, cursor = await self.history.logs_after(query, lines, run)
+        return {"lines": list(shown), "cursor": cursor}
 
     # --- asking for work ---
 

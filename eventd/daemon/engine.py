@@ -84,6 +84,7 @@ class Engine:
         self._calls: dict[int, Pending] = {}
         self._call_number = 0
         self._running: dict[str, Running] = {}
+        self._stopped: dict[str, Outcome] = {}
         self._active_keys: dict[str, tuple[str, ...]] = {}
         self._cache: OrderedDict[int, EventRow] = OrderedDict()
         self._cached = 0
@@ -139,7 +140,10 @@ class Engine:
                     lambda rows, next_due: self.tell(s.Paged(binding, function, tuple(rows), next_due)),
                 )  # fmt: skip
             case s.StopRun():
-                self.pool.stop(effect.run, effect.outcome)
+                if effect.run in self._running:
+                    self.pool.stop(effect.run, effect.outcome)
+                else:  # decided, but its beginning is not durable yet
+                    self._stopped[effect.run] = effect.outcome
 
     # --- direct lane ---
 
@@ -231,6 +235,9 @@ class Engine:
         first = start.members[0]
         event = events[first.event]
         function = self.functions.get(start.function)
+        if (outcome := self._stopped.pop(start.run, None)) is not None:
+            self.tell(s.RunEnded(start.run, outcome))
+            return
         if function is None:  # removed between the decision and its commit: back into the queue, where it is held
             self.tell(s.RunEnded(start.run, Outcome.INTERRUPTED))
             return

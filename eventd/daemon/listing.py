@@ -43,7 +43,8 @@ async def _from_journal(query: Query, reads: JournalReads, state: Dispatch) -> t
     if query.state not in ("waiting", "retrying", "held"):
         page = await reads.events(query)
         return [_viewed(row, state) for row in page.rows], page.next
-    wanted, found, cursor = query.state, [], query.cursor
+    wanted, cursor = query.state, query.cursor
+    found: list[Json] = []
     for _ in range(_ROUNDS):
         asked = msgspec.structs.replace(query, state=None, cursor=cursor, limit=query.limit - len(found))
         page = await reads.events(asked)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import anyio
 
 from eventd.core import signals as s
 from eventd.core.facts import Copied
 from eventd.daemon.engine import Engine
+from eventd.errors import EventdError
 from eventd.ports import History, JournalReads
+
+log = logging.getLogger("eventd.history")
 
 BATCH = 2_000
 PAUSE_S = 0.25
@@ -39,7 +44,18 @@ class Outbox:
             await anyio.sleep(PAUSE_S)
 
     async def flush(self, steps: int = 1_000) -> None:
-        """What had ended before this call is in the history when it returns (bounded: `steps` batches)."""
+        """What had ended before this call is in the history when it returns (bounded: `steps` batches).
+
+        When the disk does not take it, it stays in the journal's outbox and is tried again later.
+        """
+        try:
+            await self._flush(steps)
+        except EventdError as error:
+            if error.code != "E-OVERLOADED":
+                raise
+            log.warning("%s", error)
+
+    async def _flush(self, steps: int) -> None:
         async with self._lock:
             for _ in range(steps):
                 rows = await self._reads.outbox(BATCH)

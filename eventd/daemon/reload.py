@@ -51,9 +51,9 @@ def rules_of(settings: Settings, plugins: Mapping[str, TriggerPlugin]) -> s.Rule
     return s.Rules(settings.daemon.concurrency, functions, bindings, caps)
 
 
-def read(file: str, plugins: Mapping[str, TriggerPlugin], previous: Settings | None) -> Loading:
+def read(file: str, plugins: Mapping[str, TriggerPlugin], previous: Settings | None, *, boot: bool = False) -> Loading:
     """Load and check everything. Never raises for what a person wrote."""
-    return load(file, plugins, check_filter=compile_pattern, previous=previous.functions if previous else {})
+    return load(file, plugins, check_filter=compile_pattern, previous=previous.functions if previous else {}, boot=boot)
 
 
 class Reloader:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from logging import Logger, LoggerAdapter
 
 import anyio
 import msgspec
@@ -20,7 +21,7 @@ from eventd.http import Route
 from eventd.http.router import Router
 from eventd.model import BindingSettings, Refusal, Settings, TriggerSettings
 from eventd.ports import JournalReads, OwedRow
-from eventd.sdk import Answer, Call, Event, Receipt, Settlement, TriggerPlugin
+from eventd.sdk import Answer, Call, Event, Receipt, Settlement, State, TriggerPlugin
 
 BACKOFF_S = (1.0, 60.0)
 STEADY_S = 60.0
@@ -61,9 +62,9 @@ class Source:
         self.settings = settings
         self.plugin = plugin
         self.name = settings.name
-        self.log = logging.LoggerAdapter(logging.getLogger("eventd.trigger"), {"trigger": settings.name})
-        self.state = LedgerState(settings.name, sources.engine, sources.reads)
-        self.bindings = tuple(bindings)
+        self.log: Logger | LoggerAdapter[Logger] = LoggerAdapter(logging.getLogger("eventd.trigger"), {"trigger": settings.name})
+        self.state: State = LedgerState(settings.name, sources.engine, sources.reads)
+        self.bindings: Sequence[BindingSettings] = tuple(bindings)
         self.paused = False
         self.region = sources.settings.daemon.region
         self.account = sources.settings.daemon.account

@@ -76,5 +76,4 @@ def read(head: bytes, max_head: int) -> Head | Refused:
         # RFC 9112, 3.2.2: the host of the target counts, not the header.
         headers = [("host", target.authority), *(field for field in headers if field[0] != "host")]
         raw = [(b"Host", target.authority.encode("ascii")), *(field for field in raw if field[0].lower() != b"host")]
-    keep_alive = version == "1.1" and parser.should_keep_alive()
-    return Head(method, version, keep_alive, target.path, target.query, headers, raw, framing.length, framing.expect)
+    return Head(method, version, not framing.close, target.path, target.query, headers, raw, framing.length, framing.expect)

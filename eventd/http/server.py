@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from eventd.errors import EventdError
 from eventd.http import listen, proxies
@@ -96,6 +97,7 @@ class HttpServer:
         self._listeners: list[_Listener] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: anyio.Event | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<HttpServer {', '.join(self.addresses) or 'not listening'} | {self.open} open{' | draining' if self.draining else ''}>"
@@ -108,7 +110,7 @@ class HttpServer:
         When it returns, connections are taken. Raises EventdError(E-LISTEN), with nothing left open.
         """
         self.loop = asyncio.get_running_loop()
-        self.draining = False
+        self.draining = self._closed = False
         self._tick()
         if sockets is None:
             await self._open(self.settings.listen)
@@ -158,9 +160,13 @@ class HttpServer:
             with anyio.move_on_after(deadline):
                 await self._until_empty()
         finally:
+            self._closed = True
             for connection in tuple(self._connections):
                 connection.abort()
         with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+            # A client may have been accepted whose connection_made comes only with the loop's next turn.
+            for _ in range(2):
+                await anyio.lowlevel.checkpoint()
             await self._until_empty()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -185,6 +191,9 @@ class HttpServer:
         """Register a new connection. False: there is no room, refuse it."""
         self.counts.connections += 1
         self._connections[connection] = None
+        if self._closed:
+            connection.abort()
+            return False
         if self._sweeper is None:
             self._tick()
             self._sweeper = self.loop.call_later(self.limits.sweep, self._sweep)

@@ -27,10 +27,14 @@ class Refused(NamedTuple):
 
 
 class Framing(NamedTuple):
-    """What the headers say of the message. `length` may be CHUNKED. `expect` is the Expect header, lower case, or empty."""
+    """What the headers say of the message. `length` may be CHUNKED. `expect` is the Expect header, lower case, or empty.
+
+    `close`: the client will send no other request.
+    """
 
     length: int
     expect: str
+    close: bool
 
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -41,10 +45,11 @@ _FIELDS = re.compile(rb"(?:" + _FIELD + rb")*+\r\n")
 _REQUEST_LINE = re.compile(rb"[A-Z]{1,20}+ [\x21\x22\x24-\x7e]++ HTTP/(\d)\.(\d)")
 # Nothing that begins like this can become a head: a control byte, LF without CR, or CR without LF.
 _HOPELESS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
-_CODING = re.compile(rb"\r\ntransfer-encoding: ?chunked\r\n", re.IGNORECASE)
+_CODING = re.compile(rb"\r\n(?i:transfer-encoding): ?chunked\r\n")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,14}")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::[0-9]{0,5})?")
 _FRAMING_NAMES = frozenset({"host", "content-length", "transfer-encoding", "expect"})
+_SPECIAL_NAMES = _FRAMING_NAMES | {"connection", ""}
 
 
 @lru_cache(maxsize=1024)
@@ -91,13 +96,18 @@ def framing(head: bytes, headers: list[tuple[str, str]], version: str) -> Framin
     if len(headers) > MAX_FIELDS:
         return Refused(431, "Request Header Fields Too Large")
     seen: dict[str, str] = {}
+    close = version != "1.1"
     for name, value in headers:
-        if name in _FRAMING_NAMES:
-            if name in seen:
-                return Refused(400, f"{name} is given twice")
-            seen[name] = value
+        if name not in _SPECIAL_NAMES:
+            continue
+        if name == "connection":
+            close = close or "close" in (option.strip(" \t") for option in value.lower().split(","))
         elif not name:
             return Refused(400, "a header's name is malformed")
+        elif name in seen:
+            return Refused(400, f"{name} is given twice")
+        else:
+            seen[name] = value
     length = 0
     given = seen.get("content-length")
     if "transfer-encoding" in seen:
@@ -118,7 +128,7 @@ def framing(head: bytes, headers: list[tuple[str, str]], version: str) -> Framin
             return Refused(400, "host is missing")
     elif host and not host_is_valid(host):
         return Refused(400, "host is malformed")
-    return Framing(length, seen.get("expect", "").lower() if version == "1.1" else "")
+    return Framing(length, seen.get("expect", "").lower() if version == "1.1" else "", close)
 
 
 @lru_cache(maxsize=256)

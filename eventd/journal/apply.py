@@ -172,6 +172,8 @@ def _moved(tables: Tables, move: Moved, owed: list[OwedRow]) -> Json | None:
     kept.end = End.DEAD if dies else None
     kept.dead_at = move.at if dies else None
     if move.state is not State.SETTLED:
+        if was_dead:  # redriven: its age counts from now
+            kept.accepted_at = move.at
         tables.update_invocation(kept)
         return None
     meta = _event_of(tables, kept)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, structs
 
-from eventd.core.facts import Accepted, InvocationRow
+from eventd.core.facts import Accepted, EventRow, InvocationRow
 from eventd.errors import EventdError
 from eventd.model import End, Reason, RunRecord, State
 from eventd.ports import OutboxRow
@@ -260,6 +260,23 @@ def dead_json(meta: EventMeta, kept: Kept) -> dict[str, Any]:
         "first_at": rfc3339(kept.first_at), "dead_at": rfc3339(kept.dead_at), "error_type": kept.error_type,
         "error_message": kept.error_message, "bytes": meta.size,
     }  # fmt: skip
+
+
+def event_row(meta: EventMeta, data: bytes) -> EventRow:
+    """An event as it was accepted."""
+    return EventRow(
+        meta.seq,
+        meta.id,
+        meta.source,
+        meta.trigger,
+        meta.received_at,
+        data,
+        meta.key,
+        meta.notify,
+        meta.dedup,
+        meta.fingerprint,
+        meta.trace,
+    )
 
 
 def payload_json(data: bytes) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import apsw
 
-from eventd.core.facts import InvocationRow
+from eventd.core.facts import EventRow, InvocationRow
 from eventd.journal.codec import (
     EVENT_COLUMNS,
     INVOCATION_COLUMNS,
@@ -24,6 +24,7 @@ from eventd.journal.codec import (
     digest,
     event_json,
     event_meta,
+    event_row,
     invocation,
     payload_json,
     unpack_members,
@@ -105,13 +106,20 @@ class Reads:
         beyond = self._rows(f"SELECT due_at {ready} {order}", (queue, *last, 1))
         return found, beyond[0][0] if beyond else None
 
+    def whole_event(self, seq: int) -> EventRow:
+        """An event with its data. Raises E-DAMAGED also when there is no such event: an invocation that is open has one."""
+        meta, data = self._event_data(seq)
+        return event_row(meta, data)
+
     def payload(self, event: int) -> bytes:
-        """An event's data. Raises E-DAMAGED also when there is no such event: an invocation that is open has one."""
+        return self._event_data(event)[1]
+
+    def _event_data(self, event: int) -> tuple[EventMeta, bytes]:
         rows = self._rows(f"SELECT {EVENT_COLUMNS}, data FROM events WHERE seq = ?", (event,))  # noqa: S608
         if not rows:
             raise damaged("events", event)
         meta = event_meta(rows[0][:-1])
-        return self._checked(meta, rows[0][-1])
+        return meta, self._checked(meta, rows[0][-1])
 
     @staticmethod
     def _checked(meta: EventMeta, data: object) -> bytes:
@@ -133,10 +141,10 @@ class Reads:
             meta = event_meta(row)
             if query.since is not None and meta.received_at < query.since - _HOUR_MS and not query.ids:
                 return found, None  # events are nearly in order of time; an hour covers a clock that was set
-            if not _in_window(query, meta.received_at) or (query.trigger is not None and meta.trigger != query.trigger):
+            if not in_window(query, meta.received_at) or (query.trigger is not None and meta.trigger != query.trigger):
                 continue
             members = [kept for seq in unpack_members(meta.members) if (kept := self._tables.invocation(seq)) is not None]
-            if _wanted(query, members):
+            if wanted(query, members):
                 shown = event_json(meta, members)
                 if query.payload:
                     shown["payload"] = payload_json(self.payload(meta.seq))
@@ -269,11 +277,11 @@ class Reads:
         return rows[-1][0] if rows else None
 
 
-def _in_window(query: Query, at: int) -> bool:
+def in_window(query: Query, at: int) -> bool:
     return (query.since is None or at >= query.since) and (query.until is None or at < query.until)
 
 
-def _wanted(query: Query, members: Sequence[Kept]) -> bool:
+def wanted(query: Query, members: Sequence[Kept]) -> bool:
     """Whether an event has an invocation that meets every filter on invocations."""
     if query.function is None and query.state is None and query.reason is None and query.invocation is None:
         return True

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import anyio.to_thread
 
 from eventd import __version__
-from eventd.core.facts import Accepted, Fact, InvocationRow
+from eventd.core.facts import Accepted, EventRow, Fact, InvocationRow
 from eventd.errors import EventdError, Overloaded
 from eventd.journal.codec import format_cursor, parse_cursor, unstorable
 from eventd.journal.folder import Folder
@@ -126,9 +126,9 @@ class SqliteJournal:
         if self._error is None:
             self._submit(ReadOp(lambda reads: reads.page(binding, function, after, upto_due, limit), lambda found: done(*found)))
 
-    def payload(self, event: int, done: Callable[[bytes], None]) -> None:
+    def event(self, seq: int, done: Callable[[EventRow], None]) -> None:
         if self._error is None:
-            self._submit(ReadOp(lambda reads: reads.payload(event), done))
+            self._submit(ReadOp(lambda reads: reads.whole_event(seq), done))
 
     # --- ports.JournalReads ---
 

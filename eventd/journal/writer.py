@@ -51,6 +51,10 @@ _SPACE_EVERY: Final = 0.1
 _CLOSE_PATIENCE: Final = 5.0
 
 
+def _no_commit(seconds: float) -> None:
+    return None
+
+
 class Writer(threading.Thread):
     """See the module. The loop's side talks to it only through `queue`; it talks back only through `deliver` and `broke`."""
 
@@ -91,6 +95,9 @@ class Writer(threading.Thread):
         self._closing_since: float | None = None
 
     # --- life ---
+
+    on_commit: Callable[[float], None] = staticmethod(_no_commit)
+    """Told how long each group commit took, fsync included; on the writer's thread."""
 
     def run(self) -> None:
         try:
@@ -241,8 +248,10 @@ class Writer(threading.Thread):
             self._maintenance.wake()
         self.step("before-answer")
         self._post(self._deliver, answers, len(batch), sum(op.size for op in batch), owed)
-        self.commit_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.commit_seconds += seconds
         self.commits += 1
+        self.on_commit(seconds)
         self._after_commit()
 
     def _on_full(self, batch: list[Op]) -> None:

@@ -36,8 +36,8 @@ class Ending(Struct, frozen=True, gc=False):
 class Told(msgspec.Struct, frozen=True, gc=False):
     """The part of an error object that a record keeps."""
 
-    errorType: object = None  # noqa: N815
-    errorMessage: object = None  # noqa: N815
+    errorType: object = None
+    errorMessage: object = None
 
 
 _decode = msgspec.json.Decoder(Told).decode
@@ -59,11 +59,15 @@ def signal_name(number: int) -> str:
 
 
 def timed_out(request_id: str, timeout_ms: int) -> Ending:
-    return Ending(Outcome.TIMED_OUT, "Sandbox.Timedout", f"RequestId: {request_id} Error: Task timed out after {timeout_ms / 1000:.2f} seconds")
+    return Ending(
+        Outcome.TIMED_OUT, "Sandbox.Timedout", f"RequestId: {request_id} Error: Task timed out after {timeout_ms / 1000:.2f} seconds"
+    )
 
 
 def init_timed_out(request_id: str, timeout_ms: int) -> Ending:
-    return Ending(Outcome.TIMED_OUT, "Sandbox.Timedout", f"RequestId: {request_id} Error: Init timed out after {timeout_ms / 1000:.2f} seconds")
+    return Ending(
+        Outcome.TIMED_OUT, "Sandbox.Timedout", f"RequestId: {request_id} Error: Init timed out after {timeout_ms / 1000:.2f} seconds"
+    )
 
 
 def out_of_memory(request_id: str, limit_mib: int) -> Ending:

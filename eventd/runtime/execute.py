@@ -98,13 +98,13 @@ class ExecRuntime:
     def loop(self) -> asyncio.AbstractEventLoop:
         return self._launcher.loop
 
-    @property
-    def shown(self) -> str:
-        """What a person calls the program: their own file, not our copy of it."""
+    def in_words(self, error: str) -> str:
+        """Why the program could not be started, with the name of the person's own file in place of our copy's."""
         function, version = self._bench.function, self._bench.version
         if function.command:
-            return function.command[0]
-        return os.path.join(function.source, version.entry) if os.path.isdir(function.source) else function.source
+            return error
+        own = os.path.join(function.source, version.entry) if os.path.isdir(function.source) else function.source
+        return error.replace(self._argv()[0], own)
 
 
 class ExecWorker:
@@ -181,7 +181,7 @@ class ExecWorker:
 
     def _conclude(self, call: Call, process: Process, exit: Exit) -> Exit:
         if exit.error and process.pid:  # the fork was made, but the program could not be started in it
-            message = f"function {self._spec_name()}: {exit.error.replace(self._program(), self._runtime.shown)}"
+            message = self._runtime.in_words(exit.error)
             self._answer(call, exit, ok=False, payload=_error("Runtime.InvalidEntrypoint", message, call), status=None)
             return Exit(status=127)
         if exit.error or exit.status is None:
@@ -194,12 +194,6 @@ class ExecWorker:
         else:
             self._answer(call, exit, ok=True, payload=payload, status=0)
         return exit
-
-    def _program(self) -> str:
-        return self._runtime._argv()[0]
-
-    def _spec_name(self) -> str:
-        return self._runtime._bench.function.name
 
     def _answer(self, call: Call, exit: Exit, *, ok: bool, payload: bytes, status: int | None) -> None:
         ms = (self._runtime.loop.time() - self._began) * 1000
@@ -226,7 +220,8 @@ def result_of(printed: bytes) -> bytes | None:
     if not text:
         return b"null"
     try:
-        msgspec.json.decode(text)
+        text.decode("utf-8")
+        msgspec.json.decode(text, type=msgspec.Raw)  # looks at all of it, and makes nothing of it
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = msgspec.json.encode(printed.decode("utf-8", "replace").rstrip("\n"))
     return text if len(text) <= wire.MAX_PAYLOAD else None

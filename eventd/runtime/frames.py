@@ -17,7 +17,8 @@ from eventd.runtime.launcher import Process
 from eventd.runtime.output import Drain
 from eventd.runtime.worker import Answer, Call, Exit, Init, WorkerEvents
 
-_READ = 262_144
+_READ = 65_536
+"""Larger reads make the allocator map and unmap memory each time."""
 _SILENT_S = 0.25
 _LAST_READS = 64
 

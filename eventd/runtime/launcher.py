@@ -134,7 +134,9 @@ class Process:
 class Parent:
     """The daemon's end of a process that makes others: the keeper or a template."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: socket.socket, launcher: Launcher, other: Callable[[dict[str, Any]], None]):
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connection: socket.socket, launcher: Launcher, other: Callable[[dict[str, Any]], None]
+    ):
         self.loop = loop
         self.gone = False
         self._socket = connection
@@ -314,7 +316,7 @@ class Launcher:
             then()
 
     def _parent(self) -> Parent:
-        if self._keeper is not None and not self._keeper.gone or self._closed and self._keeper is not None:
+        if self._keeper is not None and (self._closed or not self._keeper.gone):
             return self._keeper
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:

@@ -8,7 +8,11 @@ for it holds some 40 MiB. What only one worker has (TMPDIR, log stream, secrets)
 in `/proc/PID/environ` either.
 
 V8 collects garbage only when it must, so without a limit of its own a function would grow into the memory watch with memory it
-does not need. The heap's limit is therefore set below the function's; a heap that is really full ends in SIGABRT.
+does not need. The heap's limit is therefore set below the function's; a heap that is really full ends in SIGABRT and a message
+on stderr, and that is told as what it is, the end of memory.
+
+A worker that dies of an uncaught exception or rejection says so first, in an error frame marked as its last (`fork` is -1). It
+is passed on only when the process is gone, for until then the pool would take the worker for an idle one.
 """
 
 from __future__ import annotations
@@ -16,23 +20,31 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import anyio
 from msgspec import Struct
 
 from eventd.errors import EventdError
+from eventd.model import Outcome
 from eventd.runtime import wire
 from eventd.runtime.frames import FrameWorker
 from eventd.runtime.launcher import BOOTSTRAP, Launcher, Process
 from eventd.runtime.sandbox import SpawnPlan, function_environment, spawn_plan, worker_environment
-from eventd.runtime.worker import Answer, Bench, Exit, Init, Worker, WorkerEvents, WorkerSpec
+from eventd.runtime.worker import Answer, Bench, Call, Exit, Init, Worker, WorkerEvents, WorkerSpec
 
 SCRIPT = os.path.join(BOOTSTRAP, "node_worker.cjs")
 HEADROOM_MIB = 2048
 """RLIMIT_DATA over the memory limit: V8's own threads and what it reserves before it is used. The watch is the true limit."""
 SPARE_LEAST_S = 60.0
 _WIRE_FD = 3
+_LAST_WORDS = -1
+_HEAP_FULL = b"JavaScript heap out of memory"
+_ABORTED = (signal.SIGABRT, signal.SIGTRAP, signal.SIGILL)
+"""How V8 ends the process; which of them depends on its version and build."""
+_NO_MEMORY = b'{"errorType":"MemoryError","errorMessage":"JavaScript heap out of memory"}'
 
 
 class Start(Struct, frozen=True):
@@ -70,9 +82,10 @@ class NodeRuntime:
     async def prepare(self) -> None:
         """Look for Node.js. Its version is checked by the bootstrap, whose answer is that of a failed init."""
         if self._node is None:
+            name, program = self._bench.function.name, self._bench.settings.runtimes.node_path
             raise EventdError(
                 "E-HANDLER",
-                f"function {self._bench.function.name}: it needs Node.js, and there is no program {self._bench.settings.runtimes.node_path!r}.",
+                f"function {name}: it needs Node.js, and there is no program {program!r}.",
                 "Install it (apt install nodejs), or name it with [runtimes.node] path.",
             )
 
@@ -167,10 +180,11 @@ class NodeRuntime:
 
 
 class NodeWorker(FrameWorker):
-    """A frame worker whose events can be given another owner, once: when a spare is claimed."""
+    """A frame worker that can be given its owner late (when a spare is claimed), and whose last words wait for its end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, events: _Relay | _Unclaimed) -> None:
         super().__init__(loop, events)
+        self._owner = events
         self.gone = anyio.Event()
         """Set when an unclaimed process has ended."""
         if isinstance(events, _Unclaimed):
@@ -184,29 +198,68 @@ class NodeWorker(FrameWorker):
         """Make a spare somebody's worker. False when it has ended, or is ending, meanwhile."""
         if self._done or self._connection is None:
             return False
-        self._events = events
+        self._events = self._owner = events
         self._send(first)
         return True
 
+    def invoke(self, call: Call) -> None:
+        if isinstance(self._owner, _Relay):
+            self._owner.n = call.n
+        super().invoke(call)
+
+    def _frame(self, frame: wire.Frame) -> None:
+        if frame.kind == wire.ERROR and frame.meta.fork == _LAST_WORDS and isinstance(self._owner, _Relay):
+            meta = frame.meta
+            self._owner.last = Answer(n=meta.n, ok=False, payload=frame.body, ms=meta.ms, cpu_ms=meta.cpu_ms, max_mb=meta.max_mb)
+        else:
+            super()._frame(frame)
+
+
+@runtime_checkable
+class _Stoppable(Protocol):
+    """Who owns the worker can be told that it is leaving, so that no other run is handed to it between its answer and its end."""
+
+    def stop(self, outcome: Outcome) -> None: ...
+
 
 class _Relay:
-    """The pool's events, with a look at the moment a worker became ready."""
+    """The pool's events, and what is to be known between two of them."""
 
     def __init__(self, events: WorkerEvents, became_ready: Callable[[], None]) -> None:
         self._events = events
         self._became_ready = became_ready
+        self._heap_full = False
+        self.n = 0
+        """The run in progress, or 0."""
+        self.last: Answer | None = None
         self.failed = events.failed
-        self.too_large = events.too_large
         self.broke = events.broke
-        self.printed = events.printed
-        self.exited = events.exited
 
     def ready(self, init: Init) -> None:
         self._events.ready(init)
         self._became_ready()
 
     def answered(self, answer: Answer) -> None:
+        self.n = 0
         self._events.answered(answer)
+
+    def too_large(self) -> None:
+        self.n = 0
+        self._events.too_large()
+
+    def printed(self, stream: str, data: bytes) -> None:
+        if stream == "stderr" and _HEAP_FULL in data:
+            self._heap_full = True
+        self._events.printed(stream, data)
+
+    def exited(self, exit: Exit) -> None:
+        if self.last is None and self._heap_full and exit.signal in _ABORTED and self.n:
+            self.last = Answer(n=self.n, ok=False, payload=_NO_MEMORY, ms=0.0, cpu_ms=exit.cpu_ms, max_mb=exit.max_mb)
+        if self.last is not None and self.n:
+            if isinstance(self._events, _Stoppable):
+                self._events.stop(Outcome.INTERRUPTED)
+            self._events.answered(self.last)
+        self._events.exited(exit)
 
 
 class _Unclaimed:

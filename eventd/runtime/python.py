@@ -27,15 +27,13 @@ class PythonRuntime:
         self._entry_file = entry_file(version.root, version.entry, version.handler)
         self._module = os.path.splitext(version.entry or "")[0]
         handler = version.handler or f"{self._module}.handler"
-        self._shared = function_environment(
-            bench.settings, function, root=version.root, handler=handler, environ=self._launcher.environ
-        )
+        self._shared = function_environment(bench.settings, function, root=version.root, handler=handler, environ=self._launcher.environ)
         self._template: Template | None = None
         self._told = False
 
     async def prepare(self) -> None:
         """Start the template. A template that cannot be used is no failure: it is said once (W-TEMPLATE), and spawns replace forks."""
-        template = self._template = Template(self._launcher)
+        template = self._template = Template(self._launcher, self._bench.printed)
         limit_s = max(self._bench.function.init_timeout_ms / 1000, _TEMPLATE_S)
         root = self._bench.version.root
         await template.start(python=self._bench.python, env=self._shared, root=root, entry=self._entry_file, limit_s=limit_s)
@@ -120,4 +118,3 @@ def entry_file(root: str, entry: str, handler: str | None) -> str:
             if os.path.isfile(path):
                 return path
     return os.path.join(root, entry)
-

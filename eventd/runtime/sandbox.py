@@ -50,7 +50,9 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return base
 
 
-def function_environment(settings: Settings, function: FunctionSettings, *, root: str, handler: str, environ: Mapping[str, str]) -> dict[str, str]:
+def function_environment(
+    settings: Settings, function: FunctionSettings, *, root: str, handler: str, environ: Mapping[str, str]
+) -> dict[str, str]:
     """The environment all workers of a version share; this much a template may know. No secrets, no credentials.
 
     The names are Lambda's (lambda.md 1.7). The function's own `environment` comes last and may not hide EVENTD.
@@ -125,4 +127,6 @@ def spawn_plan(
 
 def template_plan(*, argv: Sequence[str], env: Mapping[str, str], root: str) -> SpawnPlan:
     """A template. Its environment is `function_environment`: no secret ever reaches it."""
-    return SpawnPlan(argv=tuple(argv), env=dict(env), cwd=root, rlimits=template_rlimits(), read_only=("/usr", "/lib", "/lib64", "/etc", root))
+    return SpawnPlan(
+        argv=tuple(argv), env=dict(env), cwd=root, rlimits=template_rlimits(), read_only=("/usr", "/lib", "/lib64", "/etc", root)
+    )

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from eventd.model import Outcome
 from eventd.ports import Ran, Task
 from eventd.runtime import ends
-from eventd.runtime.output import Captured
 from eventd.runtime.sweep import MemoryWatch
 from eventd.runtime.worker import Answer, Call, Exit, Init, Worker, WorkerSpec
 
@@ -43,8 +42,9 @@ class Seat:
     """Implements worker.WorkerEvents. All times are monotonic seconds."""
 
     __slots__ = (
-        "_answer", "_begun", "_cold", "_cpu_ms", "_done", "_ending", "_handed", "_init_error", "_init_ms", "_kill_at", "_limit_at", "_n",
-        "_printed", "_started", "_task", "_watch", "generation", "idle_since", "init_ms", "place", "settled", "spec", "worker",
+        "_answer", "_begun", "_cold", "_cpu_ms", "_done", "_ending", "_handed", "_init_error", "_init_ms", "_kill_at",
+        "_limit_at", "_lived", "_n", "_printed", "_started", "_task", "_watch", "generation", "idle_since", "init_ms",
+        "place", "settled", "spec", "worker",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, spec: WorkerSpec, settled: Callable[[Seat, Ran | None], None] | None = None) -> None:
@@ -61,6 +61,7 @@ class Seat:
         self._n = 0
         self._started = self._begun = _monotonic()
         self._handed = False
+        self._lived = False
         self._cold = False
         self._init_ms: float | None = None
         self._cpu_ms = 0.0
@@ -78,6 +79,7 @@ class Seat:
         """Start the worker; the pool has put this seat where it belongs."""
         self.worker = self.generation.runtime.start_worker(self.spec, self)
         if not self.generation.runtime.resident:
+            self._lived = True
             self._hand_over()
 
     def take(self, task: Task, done: Done) -> None:
@@ -198,6 +200,7 @@ class Seat:
     def ready(self, init: Init) -> None:
         if self.place is not Place.STARTING:
             return
+        self._lived = True
         self.init_ms = init.init_ms
         self._init_ms = (_monotonic() - self._started) * 1000
         self._cpu_ms = init.cpu_ms
@@ -295,7 +298,7 @@ class Seat:
     def exited(self, exit: Exit) -> None:
         if self.place is Place.GONE:
             return
-        was_ready = self._init_ms is not None or self._n > 0 and self._handed
+        was_ready = self._lived
         self.place = Place.GONE
         if self._watch is not None:
             self._watch.close()
@@ -350,6 +353,3 @@ class Seat:
         settled, self.settled = self.settled, None
         if settled is not None:
             settled(self, ran)
-
-
-__all__ = ["Captured", "Place", "Seat"]

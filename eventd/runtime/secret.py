@@ -11,7 +11,7 @@ _LIMIT = 64 * 1024
 
 
 def read_secrets(function: str, references: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The values, one line end at the end taken off. Blocks on disk. Raises EventdError(E-HANDLER) that names the secret, never its value."""
+    """The values, one line end at the end taken off. Blocks on disk. Raises EventdError(E-HANDLER), which never shows a value."""
     return {name: _read(function, name, reference, environ) for name, reference in references.items()}
 
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
 
 from eventd.runtime.launcher import BOOTSTRAP, Exited, Launcher, Parent, Process
+from eventd.runtime.output import Drain
 from eventd.runtime.sandbox import template_plan
 from eventd.runtime.worker import Exit
+
+_LAST_READS = 64
 
 
 class Template:
     """One template process. `printed` gets what its imports print."""
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, printed: Callable[[str, bytes], None]) -> None:
         self._launcher = launcher
+        self._printed = printed
+        self._drains: list[Drain] = []
         self._loop = launcher.loop
         self._parent: Parent | None = None
         self._process: Process | None = None
@@ -38,10 +43,14 @@ class Template:
         Cancelled: `close` undoes what was begun.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        fds = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)]
+        for stream in ("stdout", "stderr"):  # pipes, as a worker has: a stream remembers what kind of file it was made on
+            reading, writing = os.pipe()
+            fds.append(writing)
+            self._drains.append(Drain(self._loop, reading, stream, self._printed))
         self._parent = self._launcher.parent(ours, self._told)
         plan = template_plan(argv=(python, "-I", os.path.join(BOOTSTRAP, "python_template.py"), "3"), env=env, root=root)
-        self._process = self._launcher.launch(plan, (null, os.dup(null), os.dup(null), theirs.detach()), self._exited)
+        self._process = self._launcher.launch(plan, (*fds, theirs.detach()), self._exited)
         self._parent.order({"op": "preload", "root": root, "entry": entry})
         try:
             with anyio.fail_after(limit_s):
@@ -69,6 +78,9 @@ class Template:
 
     def _exited(self, process: Process, exit: Exit) -> None:
         del process
+        for drain in self._drains:
+            drain.catch_up(_LAST_READS)
+            drain.close()
         self._ended.set()
         if exit.error:
             self._settle(exit.error)

@@ -115,8 +115,10 @@ class WorkerEvents(Protocol):
 class Worker(Protocol):
     """One worker. All calls return at once and may be made at any time before `exited`; later ones do nothing."""
 
-    pid: int
-    """0 until it is known."""
+    @property
+    def pid(self) -> int:
+        """0 until it is known."""
+        ...
 
     def invoke(self, call: Call) -> None:
         """Hand over one run. Only after `ready`, or at any time for runtimes with one process per run; one at a time."""
@@ -167,6 +169,10 @@ class Runtime(Protocol):
         ...
 
 
+def _nobody(stream: str, data: bytes) -> None:
+    """Nobody listens."""
+
+
 class Bench(Struct, frozen=True, kw_only=True):
     """Everything a runtime is made from. `launcher` is a `launcher.Launcher`."""
 
@@ -180,6 +186,8 @@ class Bench(Struct, frozen=True, kw_only=True):
     launcher: Any
     warn: Callable[[str, str], None]
     """(code, sentence): for example W-TEMPLATE."""
+    printed: Callable[[str, bytes], None] = _nobody
+    """Gets what a process prints that is no worker, as (stream, data): for example the imports in a template."""
 
 
 RuntimeFactory = Callable[[Bench], Runtime]

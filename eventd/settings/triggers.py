@@ -88,7 +88,7 @@ def _trigger(report: Report, kinds: Mapping[str, Kind], check_filter: FilterChec
     common = {key: value for key, value in data.items() if key in COMMON_TRIGGER_KEYS}
     options = {key: value for key, value in data.items() if key not in COMMON_TRIGGER_KEYS}
     if "type" not in data:
-        report.error(path, "'type' is required", f"Known types are: {', '.join(sorted(kinds)) or 'none'}")
+        report.error((*path, "type"), "'type' is required", f"Known types are: {', '.join(sorted(kinds)) or 'none'}")
     table = report.validate(TriggerTable, common if "type" in data else {**common, "type": ""}, path)
     if table is None:
         return

@@ -1,15 +1,37 @@
-"""One HTTP request through a site's routes without a socket, and its answer."""
+"""What passes between a test and a plugin: a direct call and its answer; an HTTP request through the routes and its response."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from urllib.parse import unquote
 
-from eventd.sdk import Request, Response, Route
+import msgspec
 
-__all__ = ["Exchange", "pick"]
+from eventd.sdk import Answer, Call, Request, Response, Route
+
+__all__ = ["Called", "Exchange", "pick"]
+
+
+@dataclass(slots=True)
+class Called:
+    """A direct call that the plugin made. Unanswered until the script or the test answers it; `gone`: the caller left."""
+
+    call: Call
+    invocation: str
+    done: Callable[[Answer], None]
+    gone: bool = False
+    answered: Answer | None = None
+
+    def answer(self, answer: Answer) -> None:
+        """Answer now (once). An empty `invocation` is filled in. A caller that has gone is not told, as in the daemon."""
+        if self.answered is not None:
+            raise AssertionError(f"the call {self.invocation} was answered already")
+        self.answered = msgspec.structs.replace(answer, invocation=answer.invocation or self.invocation)
+        if not self.gone:
+            self.done(self.answered)
 
 
 class Exchange:

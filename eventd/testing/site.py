@@ -21,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +44,7 @@ from eventd.sdk import (
     TriggerPlugin,
 )
 from eventd.testing.clock import FakeClock
-from eventd.testing.exchange import Exchange, pick
+from eventd.testing.exchange import Called, Exchange, pick
 from eventd.testing.memory import Disk, Emitted, FakeJournal, FakeState, checked
 
 __all__ = ["Called", "Emitted", "Exchange", "FakeClock", "FakeSite", "Status"]
@@ -58,25 +57,6 @@ class Status(NamedTuple):
 
     state: str
     why: str = ""
-
-
-@dataclass(slots=True)
-class Called:
-    """A direct call that the plugin made. Unanswered until the script or the test answers it; `gone`: the caller left."""
-
-    call: Call
-    invocation: str
-    done: Callable[[Answer], None]
-    gone: bool = False
-    answered: Answer | None = None
-
-    def answer(self, answer: Answer) -> None:
-        """Answer now (once). An empty `invocation` is filled in. A caller that has gone is not told, as in the daemon."""
-        if self.answered is not None:
-            raise AssertionError(f"the call {self.invocation} was answered already")
-        self.answered = msgspec.structs.replace(answer, invocation=answer.invocation or self.invocation)
-        if not self.gone:
-            self.done(self.answered)
 
 
 class FakeSite:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def test_nobody_there_is_exit_3_with_a_hint(tmp_path: Path) -> None:
     path = str(tmp_path / "none.sock")
     text = eventd("status", "--socket", path)
     assert (text.code, text.out) == (3, "")
-    assert text.err == f"E-NODAEMON no daemon answers at {path} Start one: eventd serve -c FILE; or name its socket: --socket PATH\n"
+    assert text.err == f"E-NODAEMON no daemon answers at {path}. Start one: eventd serve -c FILE; or name its socket: --socket PATH\n"
     found = eventd("runs", "--socket", path, "--json")
     assert (found.code, found.out, found.error["code"]) == (3, "", "E-NODAEMON")
 
@@ -208,6 +209,12 @@ def test_the_socket_is_found_by_the_configuration(daemon: Daemon, fake: FakeCont
         argv = ["status", "-c", str(config)]
     done = subprocess.run([*EVENTD, *argv], capture_output=True, timeout=50, env=environment(**env), cwd=cwd, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_what_is_said_wins_over_the_environment(daemon: Daemon, fake: FakeControl) -> None:
+    for argv in (["--socket", daemon.socket, "status"], ["status", "--socket", daemon.socket]):
+        assert eventd(*argv, EVENTD_SOCKET="/no/such.sock").code == 0
+    assert eventd("--socket", "/no/such.sock", "status", "--socket", daemon.socket).code == 0
 
 
 def test_flags_stand_before_or_after(cli: Cli, fake: FakeControl) -> None:
@@ -270,8 +277,6 @@ def test_every_verb_explains_itself_with_an_example(cli: Cli) -> None:
     overview = cli("--help").out
     for verb in KNOWN:
         assert f"  {verb} " in overview
-        if verb in ("check", "init", "new"):
-            continue
         shown = cli(verb, "--help")
         assert shown.code == 0
         assert f"Example: {'until ' if verb == 'status' else ''}eventd {verb}" in shown.out
@@ -324,7 +329,7 @@ def test_status_shows_errors_of_functions_triggers_and_config(cli: Cli, fake: Fa
         "broken",
         "E-HANDLER hello.py:3 invalid syntax\\x1b[2J",
         "trigger uploads: no such directory",
-        "E-CONFIG a.toml:7 x.y: bad Fix it.",
+        "E-CONFIG a.toml:7 x.y: bad. Fix it.",
     ):
         assert part in out
     assert "\x1b" not in out
@@ -365,7 +370,7 @@ def test_a_function_error_is_on_stdout_and_one_sentence_on_stderr(cli: Cli, fake
     fake.outcome, fake.result = "failed", b'{"errorType":"ValueError","errorMessage":"no such order"}'
     text = cli("invoke", "hello")
     assert (text.code, json.loads(text.out)["errorType"]) == (1, "ValueError")
-    assert text.err == "E-FUNCTION hello failed: ValueError: no such order See: eventd logs --run run-9\n"
+    assert text.err == "E-FUNCTION hello failed: ValueError: no such order. See: eventd logs --run run-9\n"
     found = cli("invoke", "hello", "--json")
     assert (found.code, found.json["run"]["outcome"], found.error["code"]) == (1, "failed", "E-FUNCTION")
 
@@ -380,7 +385,7 @@ def test_invoke_async_and_tail(cli: Cli, fake: FakeControl) -> None:
 def test_refusals_have_the_codes_exit_status(cli: Cli, fake: FakeControl, code: str) -> None:
     fake.refuse = EventdError(code, "it cannot be", "Wait.")
     done = cli("invoke", "hello")
-    assert (done.code, done.out, done.err) == (fake.refuse.exit, "", f"{code} it cannot be Wait.\n")
+    assert (done.code, done.out, done.err) == (fake.refuse.exit, "", f"{code} it cannot be. Wait.\n")
 
 
 # --- lists ---
@@ -495,7 +500,7 @@ def test_a_rejected_reload_is_exit_2_with_its_problems(cli: Cli, fake: FakeContr
     }
     fake.reload_answer = {"applied": False, "changes": [], "problems": [problem]}
     text = cli("reload")
-    assert (text.code, text.err) == (2, "E-CONFIG /a.toml:7 functions.x: bad Fix it.\n")
+    assert (text.code, text.err) == (2, "E-CONFIG /a.toml:7 functions.x: bad. Fix it.\n")
     assert text.out.startswith("rejected")
     found = cli("reload", "--json")
     assert (found.code, found.json) == (2, fake.reload_answer)
@@ -514,6 +519,24 @@ def test_drain_flags_and_a_drain_that_did_not_end(cli: Cli, fake: FakeControl) -
     late = cli("drain", "--timeout", "0s")
     assert (late.code, late.out) == (1, "draining\n")
     assert fake.calls == [("drain", True, 90_000, False), ("drain", False, None, True), ("drain", False, 0, False)]
+
+
+# --- the verbs that are a daemon themselves ---
+
+
+def test_serve_and_demo_get_what_was_said(cli: Cli, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[object, ...]] = []
+    served, shown = types.ModuleType("eventd.cli.serve"), types.ModuleType("eventd.cli.demo")
+    served.run_serve = lambda *said: told.append(said) or 4  # type: ignore[attr-defined]
+    shown.run_demo = lambda *said: told.append(said) or 1  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "eventd.cli.serve", served)
+    monkeypatch.setitem(sys.modules, "eventd.cli.demo", shown)
+    monkeypatch.setenv("EVENTD_SOCKET", "")
+    assert cli("serve", "-c", "a.toml", "--log-format", "json", "--log-level", "DEBUG").code == 4
+    assert os.environ["EVENTD_SOCKET"] == daemon.socket
+    assert cli("serve").code == 4
+    assert cli("demo", "--once", "--dir", "d", "--json").code == 1
+    assert told == [("a.toml", "json", "debug"), (None, None, None), ("d", True, True)]
 
 
 # --- terminals, pipes and interrupts ---

@@ -197,8 +197,9 @@ async def test_changes_are_logged_with_who_asked(unix: httpx.AsyncClient, fake: 
     await unix.post("/v1/resume", json={"target": "trigger:x"})
     who = f"uid {os.getuid()} (pid {os.getpid()})"
     assert [record.getMessage() for record in caplog.records if record.name == LOG.name] == [
-        f"pause function:hello by {who}",
-        f"resume trigger:x by {who}: refused, E-NOTFOUND no such trigger",
+        f"pause function:hello, asked by {who}",
+        f"resume trigger:x, asked by {who}",
+        f"resume trigger:x, asked by {who}: refused, E-NOTFOUND no such trigger",
     ]
 
 

@@ -360,9 +360,8 @@ def test_next_times_are_what_check_prints() -> None:
 
 def test_settings_have_the_documented_defaults_and_refuse_the_rest() -> None:
     settings = options()
-    assert settings.model_dump() == {
-        "schedule": "* * * * *", "timezone": None, "jitter": 0, "catch_up": "latest", "catch_up_limit": 100, "overlap": "queue", "input": None,
-    }  # fmt: skip
+    defaults = {"timezone": None, "jitter": 0, "catch_up": "latest", "catch_up_limit": 100, "overlap": "queue", "input": None}
+    assert settings.model_dump() == {"schedule": "* * * * *", **defaults}
     assert all(field.description for field in ScheduleSettings.model_fields.values())
     for wrong in ({"input": "not json"}, {"catch_up": "some"}, {"catch_up_limit": 0}, {"overlap": "x"}, {"jitter": 5}, {"crontab": "x"}):
         with pytest.raises(ValidationError):

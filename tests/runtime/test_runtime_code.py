@@ -18,6 +18,18 @@ from eventd.runtime import code_tree
 from eventd.runtime.code import CodeStore, Version
 
 
+@pytest.fixture(autouse=True)
+def quick_settling(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "real_settling" not in request.fixturenames:
+        monkeypatch.setattr(code_tree, "SETTLE_S", 0.01)
+
+
+@pytest.fixture
+def real_settling() -> float:
+    """How long a file must rest, as it is."""
+    return code_tree.SETTLE_S
+
+
 @pytest.fixture
 def handlers(tmp_path: Path) -> Path:
     folder = tmp_path / "handlers"
@@ -259,6 +271,7 @@ def test_the_last_two_versions_stay_and_every_one_that_is_held(handlers: Path, s
     assert not os.path.exists(taken[4].root)
 
 
+@pytest.mark.usefixtures("real_settling")
 def test_a_tree_that_is_being_written_is_taken_when_it_is_whole(handlers: Path, store: CodeStore) -> None:
     """A writer changes two files in turn, never leaving them different for 200 ms; what is taken always agrees with itself."""
     folder = handlers / "pair"
@@ -288,6 +301,7 @@ def test_a_tree_that_is_being_written_is_taken_when_it_is_whole(handlers: Path, 
         thread.join()
 
 
+@pytest.mark.usefixtures("real_settling")
 def test_a_file_that_never_rests_is_an_error_and_not_a_hang(handlers: Path, store: CodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_tree, "PATIENCE_S", 0.5)
     main = write(handlers / "log" / "index.py", "")

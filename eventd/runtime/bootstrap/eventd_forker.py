@@ -58,7 +58,8 @@ class Forker:
         self.pid = os.getpid()
         self._socket = socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH))
         os.close(fd)
-        self._wake, self._wake_write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _HIGH) for end in (pipe := os.pipe()))
+        pipe = os.pipe()
+        self._wake, self._wake_write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _HIGH) for end in pipe)
         for end in pipe:
             os.close(end)
         os.set_blocking(self._wake, False)

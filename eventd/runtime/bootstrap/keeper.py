@@ -20,7 +20,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eventd.runtime.bootstrap.eventd_forker import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Forker, die_with_parent, prctl
+    from eventd.runtime.bootstrap.eventd_forker import (
+        PR_SET_CHILD_SUBREAPER,
+        PR_SET_DUMPABLE,
+        PR_SET_NO_NEW_PRIVS,
+        Forker,
+        die_with_parent,
+        prctl,
+    )
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     from eventd_forker import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Forker, die_with_parent, prctl
@@ -33,8 +40,8 @@ def children_of(pid: int) -> list[int]:
     """The direct children of all threads of a process; none when it is gone."""
     found: list[int] = []
     try:
-        for task in os.listdir("/proc/%d/task" % pid):
-            with open("/proc/%d/task/%s/children" % (pid, task), "rb") as file:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
                 found += map(int, file.read().split())
     except (FileNotFoundError, ProcessLookupError):
         pass

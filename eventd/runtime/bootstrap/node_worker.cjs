@@ -193,12 +193,20 @@ async function start(given) {
   const begun = performance.now();
   const used = process.cpuUsage();
   try {
+    const major = Number(process.versions.node.split('.')[0]);
+    if (major < 18) {
+      throw named('Runtime.InvalidEntrypoint', `Node.js 18 or newer is needed; ${process.execPath} is ${process.versions.node}.`);
+    }
+    process.env.AWS_EXECUTION_ENV = `AWS_Lambda_nodejs${major}.x`;
     process.chdir(given.root);
-    handler = await load(given);
+    const loaded = await load(given);
+    // A turn later: a rejection that nobody caught while loading is reported only then.
+    await new Promise((go) => later(go));
+    if (ending) return undefined;
+    handler = loaded;
   } catch (error) {
     return failInit(error);
   }
-  if (ending) return undefined;
   socket.write(frame('R', [Buffer.from(stringify({ init_ms: performance.now() - begun, cpu_ms: cpuMs(used), max_mb: peakMb() }))]));
   return undefined;
 }
@@ -277,7 +285,8 @@ async function loadFile(file) {
       throw named('Runtime.UserCodeSyntaxError', `SyntaxError: ${error.message}${place ? ` (${place})` : ''}`, error);
     }
     if (error && (error.code === 'MODULE_NOT_FOUND' || error.code === 'ERR_MODULE_NOT_FOUND')) {
-      throw named('Runtime.ImportModuleError', `Error: ${error.message}`, error);
+      // Below its first line the message lists who asked for it, us included.
+      throw named('Runtime.ImportModuleError', `Error: ${error.message.split('\nRequire stack')[0]}`, error);
     }
     throw error;
   }
@@ -469,7 +478,9 @@ function dying(words, error, status) {
   if (handler === null && settings !== null) return failInit(error);
   logged(words, error);
   if (current === null) return realExit(status);
-  last(withMeta('E', current.took(), payloadOf(described(error))), status);
+  const took = current.took();
+  took.fork = -1; // these are our last words
+  last(withMeta('E', took, payloadOf(described(error))), status);
 }
 
 process.on('uncaughtException', (error) => dying('Uncaught Exception', error, 129));

@@ -8,7 +8,6 @@ which `Runtime.*` type each failure has follows awslambdaric 4 (lambda.md 1.5, 1
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import os
@@ -25,116 +24,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from eventd.runtime.bootstrap.eventd_context import ClientContext, Identity, LambdaContext
     from eventd.runtime.bootstrap.eventd_forker import PR_SET_CHILD_SUBREAPER, prctl
+    from eventd.runtime.bootstrap.eventd_handler import Fault, decode, encode, error_of, find_handler, print_error
 else:
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # only for these two: a handler must not find our modules
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # only for these: a handler must not find our modules
     from eventd_context import ClientContext, Identity, LambdaContext
     from eventd_forker import PR_SET_CHILD_SUBREAPER, prctl
+    from eventd_handler import Fault, decode, encode, error_of, find_handler, print_error
 
     sys.path.pop(0)
 
 MAX_PAYLOAD = 6 * 1024 * 1024 + 100
-_HERE = os.path.dirname(os.path.abspath(__file__))
 _BIG_EVENT = 1 << 16
 _COROUTINE_FUNCTION = 0x80
-
-
-class Fault(Exception):
-    """A failure with the type that Lambda gives it."""
-
-    def __init__(self, kind: str, message: str, trace: list[str] | None = None) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-        self.trace = trace or []
-
-
-# --- the handler ---
-
-
-def find_handler(name: str | None, entry: str) -> Callable[..., Any]:
-    """The handler `module.function`; without a name, the attribute `handler` of the entry file, else `lambda_handler`."""
-    if name is None:
-        module_name, attributes = entry, ("handler", "lambda_handler")
-    else:
-        try:
-            module_name, attribute = name.rsplit(".", 1)
-        except ValueError as error:
-            raise Fault("Runtime.MalformedHandlerName", f"Bad handler '{name}': {error}") from None
-        attributes = (attribute, attribute)
-    module_name = module_name.replace("/", ".")
-    if module_name.split(".")[0] in sys.builtin_module_names:
-        raise Fault("Runtime.BuiltInModuleConflict", f"Cannot use built-in module {module_name} as a handler module")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise Fault("Runtime.ImportModuleError", f"Unable to import module '{module_name}': {error}", stack(error)) from None
-    except SyntaxError as error:
-        place = f'  File "{error.filename}" Line {error.lineno}\n    {(error.text or "").strip()}\n'
-        raise Fault("Runtime.UserCodeSyntaxError", f"Syntax error in module '{module_name}': {error}", [place]) from None
-    for attribute in attributes:
-        found = getattr(module, attribute, None)
-        if found is not None:
-            if not callable(found):
-                raise Fault("Runtime.HandlerNotFound", f"Handler '{attribute}' on module '{module_name}' is not a function")
-            return found  # type: ignore[no-any-return]
-    raise Fault("Runtime.HandlerNotFound", f"Handler '{attributes[0]}' missing on module '{module_name}'")
-
-
-def stack(error: BaseException) -> list[str]:
-    """The traceback as Lambda lists it, from the first line of the user's own code on."""
-    frames = traceback.extract_tb(error.__traceback__)
-    first = 0
-    while first < len(frames) and _between(frames[first].filename):
-        first += 1
-    return traceback.format_list(frames[first:])
-
-
-def _between(filename: str) -> bool:
-    """Whether a file stands between our loop and the user's code."""
-    return filename.startswith((_HERE, "<frozen importlib")) or "/importlib/" in filename or "/asyncio/" in filename
-
-
-def error_of(error: BaseException, request_id: str) -> dict[str, Any]:
-    if isinstance(error, Fault):
-        return {"errorMessage": error.message, "errorType": error.kind, "requestId": request_id, "stackTrace": error.trace}
-    try:
-        text = str(error)
-    except Exception as worse:  # a __str__ of the user's that raises itself
-        text = f"<{type(error).__name__}, whose text cannot be made: {type(worse).__name__}>"
-    return {"errorMessage": text, "errorType": type(error).__name__, "requestId": request_id, "stackTrace": stack(error)}
-
-
-def print_error(error: dict[str, Any]) -> None:
-    """One log record, as readable as it can be: Lambda's wording, with real line ends."""
-    lines = [f"[ERROR] {error['errorType']}: {error['errorMessage']}"]
-    if error["stackTrace"]:
-        lines.append("Traceback (most recent call last):")
-        lines += [line.rstrip("\n") for line in error["stackTrace"]]
-    with contextlib.suppress(Exception):
-        sys.stderr.write("\n".join(lines) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    decimal = sys.modules.get("decimal")
-    if decimal is not None and isinstance(value, decimal.Decimal):
-        return float(value)
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
-
-
-_dump = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
-_dump_ascii = json.JSONEncoder(default=_plain).encode
-_load = json.loads
-
-
-def encode(value: Any) -> bytes:
-    """A result as JSON: None is null, Decimal a number, NaN stays NaN. Raises Fault(Runtime.MarshalError)."""
-    try:
-        try:
-            return _dump(value).encode()
-        except UnicodeEncodeError:  # lone surrogates have no UTF-8, but they have an escape
-            return _dump_ascii(value).encode()
-    except Exception as error:
-        raise Fault("Runtime.MarshalError", f"Unable to marshal response: {error}") from None
 
 
 # --- logging ---
@@ -149,7 +50,7 @@ class _Handler(logging.Handler):
         try:
             at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             text = logging.Formatter("%(message)s").format(record)
-            sys.stderr.write("[%s]\t%s.%03dZ\t%s\t%s\n" % (record.levelname, at, int(record.msecs), self.request_id, text))
+            sys.stderr.write(f"[{record.levelname}]\t{at}.{int(record.msecs):03d}Z\t{self.request_id}\t{text}\n")
         except Exception:
             self.handleError(record)
 
@@ -313,7 +214,7 @@ class Worker:
     def _answer(self, handler: Callable[..., Any], body: memoryview, leftovers: Leftovers) -> None:
         started = time.perf_counter()
         split = 4 + int.from_bytes(body[:4], "big")
-        meta = _load(bytes(body[4:split]))
+        meta = decode(bytes(body[4:split]))
         request_id = self._log.request_id = meta["id"]
         trace = meta["trace"]
         if trace:
@@ -322,7 +223,7 @@ class Worker:
             del os.environ["_X_AMZN_TRACE_ID"]
         try:
             try:
-                event = _load(bytes(body[split:]))
+                event = decode(bytes(body[split:]))
             except ValueError as error:
                 raise Fault("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from None
             result = handler(event, self._context(meta))
@@ -423,7 +324,7 @@ def reseed(instances: list[Any]) -> None:
             numpy_random.seed()
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None:
-        tempfile.tempdir = None  # the template's TMPDIR is not ours
+        tempfile.__dict__["tempdir"] = None  # the template's TMPDIR is not ours
 
 
 def main(fd: int) -> NoReturn:
@@ -435,7 +336,7 @@ def main(fd: int) -> NoReturn:
         wire = Wire(socket.socket(fileno=fd))
         kind, body = wire.receive()
         if kind == ord("S"):
-            Worker(wire, _load(bytes(body))).run()
+            Worker(wire, decode(bytes(body))).run()
         status = 0
     except BaseException:  # a mistake of ours or of the machine: say it, and never fall back into the template's loop
         traceback.print_exc()
