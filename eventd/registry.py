@@ -13,9 +13,10 @@ from pydantic import BaseModel
 
 from eventd.model import Problem
 from eventd.sdk import TriggerPlugin
+from eventd.settings.tables import COMMON_TRIGGER_KEYS
 
 GROUP: Final = "eventd.triggers"
-RESERVED: Final = frozenset({"type", "function", "filter", "paused", "concurrency"})
+RESERVED: Final = frozenset(COMMON_TRIGGER_KEYS)
 """Keys that every trigger has; a plugin's settings cannot have them too."""
 _KIND: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 

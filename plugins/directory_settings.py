@@ -44,24 +44,34 @@ Glob = Annotated[str, AfterValidator(_glob)]
 class DirectorySettings(PluginSettings):
     """surface.md section 5, `directory`. Durations are milliseconds, paths are absolute."""
 
-    path: Folder
-    recursive: bool = True
-    include: tuple[Glob, ...] = ("**",)
-    exclude: tuple[Glob, ...] = ()
-    events: Annotated[tuple[Literal["created", "modified", "removed"], ...], AfterValidator(_some)] = ("created", "modified")
-    existing: Literal["run", "ignore"] = "run"
-    ready: Literal["settle", "rename", "sentinel"] = "settle"
-    settle: Duration = 1_000
-    sentinel: Annotated[str, AfterValidator(_suffix)] = ".done"
-    debounce: Duration = 0
-    batch_size: int = Field(default=1, ge=1, le=10_000)
-    batch_window: Duration = 0
-    scan_interval: Annotated[Duration, AfterValidator(_interval)] = 60_000
-    after: After = "keep"
-    move_to: Folder | None = None
-    after_failure: After = "keep"
-    failed_to: Folder | None = None
-    etag: Literal["version", "md5"] = "version"
+    path: Folder = Field(description="The folder to watch; it must be there")
+    recursive: bool = Field(default=True, description="Watch the folders in it too")
+    include: tuple[Glob, ...] = Field(
+        default=("**",),
+        description="Files to take: a pattern without a slash is matched on the name at any depth, with one on the whole relative path",
+    )
+    exclude: tuple[Glob, ...] = Field(default=(), description="Files to leave alone, written as include")
+    events: Annotated[tuple[Literal["created", "modified", "removed"], ...], AfterValidator(_some)] = Field(
+        default=("created", "modified"), description="What counts: created, modified, removed"
+    )
+    existing: Literal["run", "ignore"] = Field(default="run", description="Files that are there at the very first start: run or ignore")
+    ready: Literal["settle", "rename", "sentinel"] = Field(
+        default="settle",
+        description="When a file is complete: settle (unchanged for a while), rename (only renamed in) or sentinel (a second file says so)",
+    )
+    settle: Duration = Field(default=1_000, description="How long a file must be unchanged")
+    sentinel: Annotated[str, AfterValidator(_suffix)] = Field(default=".done", description="The ending of the second file")
+    debounce: Duration = Field(default=0, description="Run only the last version of a file inside this window")
+    batch_size: int = Field(default=1, ge=1, le=10_000, description="Files in one run, at most")
+    batch_window: Duration = Field(default=0, description="How long to wait for more of them")
+    scan_interval: Annotated[Duration, AfterValidator(_interval)] = Field(
+        default=60_000, description="How often the folder is read in full"
+    )
+    after: After = Field(default="keep", description="What becomes of a file when all of its runs succeeded")
+    move_to: Folder | None = Field(default=None, description="Where it is moved to")
+    after_failure: After = Field(default="keep", description="What becomes of a file when one of its runs is dead")
+    failed_to: Folder | None = Field(default=None, description="Where that one is moved to")
+    etag: Literal["version", "md5"] = Field(default="version", description="The eTag in the event: version, or md5, which reads the file")
 
     @property
     def notify(self) -> bool:
@@ -79,9 +89,14 @@ def batching(settings: DirectorySettings) -> Batching:
 def check(name: str, settings: DirectorySettings, triggers: Mapping[str, Any]) -> Iterable[Finding]:
     """Findings that need the file system or more than one key. Reads only the metadata of the folders named."""
     if not os.path.isdir(settings.path):
-        yield Finding("path", f"{settings.path!r} is not a directory.", "Create it, or fix the path.")
+        yield Finding("path", f"{settings.path!r} is not a directory.", "Create it, or fix the path.", transient=True)
     elif not os.access(settings.path, os.R_OK | os.X_OK):
-        yield Finding("path", f"{settings.path!r} cannot be read by this user.", "Give the daemon's user read and search rights on it.")
+        yield Finding(
+            "path",
+            f"{settings.path!r} cannot be read by this user.",
+            "Give the daemon's user read and search rights on it.",
+            transient=True,
+        )
     elif settings.notify and not os.access(settings.path, os.W_OK):
         yield Finding(
             "path",

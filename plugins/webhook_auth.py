@@ -189,6 +189,8 @@ def _signed(secrets: Secrets, header: str, prefix: str, algorithm: str, encoding
     def decode(text: str) -> bytes | None:
         if encoding == "hex":
             return bytes.fromhex(text) if len(text) == 2 * size and _HEX.fullmatch(text) else None
+        if len(text) != 4 * -(-size // 3):
+            return None
         try:
             return base64.b64decode(text.encode("latin-1"), validate=True)
         except binascii.Error:

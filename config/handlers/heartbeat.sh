@@ -12,8 +12,10 @@
 set -eu
 
 path=${HEARTBEAT_PATH:-/}
-disk=$(df -P -- "$path" | awk 'NR == 2 { sub("%", "", $5); print $5 }')
-free=$(df -P -k -- "$path" | awk 'NR == 2 { printf "%d", $4 / 1024 }')
+# On its own line, so that a failing df ends the script: in a pipe only the last command's status counts.
+table=$(df -P -k -- "$path")
+disk=$(printf '%s\n' "$table" | awk 'END { print $5 + 0 }')
+free=$(printf '%s\n' "$table" | awk 'END { printf "%d", $4 / 1024 }')
 memory=$(awk '/^MemAvailable:/ { printf "%d", $2 / 1024 }' /proc/meminfo)
 load=$(cut -d ' ' -f 1 /proc/loadavg)
 host=$(uname -n | tr -cd 'A-Za-z0-9._-')

@@ -24,16 +24,13 @@ def dead(session: Session, /, invocation: str | None, **flags: Any) -> int:
     query = query_of(ids=(invocation,) if invocation else (), **flags)
     answer = ask(session, lambda client: client.dead(query))
     rows = answer["dead"]
-    if invocation is not None:
-        if not rows:
-            raise EventdError("E-NOTFOUND", f"there is no dead invocation {invocation!r}", "List them: eventd dead")
-        if session.json:
-            output.emit(rows[0])
-        else:
-            output.fields([(key, output.compact(value) if key == "payload" else value) for key, value in rows[0].items()])
-        return 0
+    if invocation is not None and not rows:
+        raise EventdError("E-NOTFOUND", f"there is no dead invocation {invocation!r}", "List them: eventd dead")
     if session.json:
         output.emit(answer)
+        return 0
+    if invocation is not None:
+        output.fields([(key, output.compact(value) if key == "payload" else value) for key, value in rows[0].items()])
         return 0
     headers = ["DEAD SINCE", "INVOCATION", "FUNCTION", "TRIGGER", "REASON", "TRIES", "ERROR"] + (["PAYLOAD"] if query.payload else [])
     output.table(headers, [_row(row, payload=query.payload) for row in rows])

@@ -23,13 +23,13 @@ def events(session: Session, /, event: str | None, **flags: Any) -> int:
     query = query_of(ids=(event,) if event else (), **flags)
     answer = ask(session, lambda client: client.events(query))
     rows = answer["events"]
-    if event is not None:
-        if not rows:
-            raise EventdError("E-NOTFOUND", f"there is no event {event!r}", "List them: eventd events")
-        _one(session, rows[0])
-        return 0
+    if event is not None and not rows:
+        raise EventdError("E-NOTFOUND", f"there is no event {event!r}", "List them: eventd events")
     if session.json:
         output.emit(answer)
+        return 0
+    if event is not None:
+        _one(rows[0])
         return 0
     headers = ["RECEIVED", "EVENT", "TRIGGER", "BYTES", "INVOCATION", "FUNCTION", "STATE", "TRIES", "DUE"] + (
         ["PAYLOAD"] if query.payload else []
@@ -53,10 +53,7 @@ def _invocation(row: dict[str, Any]) -> tuple[object, ...]:
     return row["invocation"], row["function"], end or row["state"], row["attempts"], row["due_at"] or "-"
 
 
-def _one(session: Session, row: dict[str, Any]) -> None:
-    if session.json:
-        output.emit(row)
-        return
+def _one(row: dict[str, Any]) -> None:
     pairs = [(key, value) for key, value in row.items() if key not in ("invocations", "payload")]
     if "payload" in row:
         pairs.append(("payload", output.compact(row["payload"])))

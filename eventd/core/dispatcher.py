@@ -197,6 +197,8 @@ class _Step(Starting):
         state.pauses = set(signal.paused)
         for name, dead in signal.dead.items():
             state.function(name).dead = dead
+        for function in list(state.functions.values()):
+            self.reconfigure(function)
         for view in signal.queues:
             queue = state.queue(view.binding, view.function)
             queue.open += view.open

@@ -176,6 +176,7 @@ class App:
                         sources.open(name)
                     await sources.wait_open(TRIGGERS_OPEN_S)
                     await http.start(None)
+                    desk.http, desk.control = tuple(http.addresses), bound.addresses
                     if settings.daemon.reload:
                         tasks.start_soon(reloader.watch, name="reload")
                     loop.add_signal_handler(signal.SIGHUP, lambda: tasks.start_soon(reloader.reload))

@@ -52,6 +52,8 @@ class Desk:
         self.phase = "starting"
         """starting, ready, draining or drained."""
         self.failed: EventdError | None = None
+        self.http: tuple[str, ...] = ()
+        self.control: tuple[str, ...] = ()
 
     # --- how things stand ---
 
@@ -90,6 +92,7 @@ class Desk:
             },
             "running": state.running,
             "concurrency": settings.daemon.concurrency,
+            "listen": {"http": list(self.http), "control": list(self.control)},
         }
 
     def _function(self, name: str) -> Json:

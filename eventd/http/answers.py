@@ -30,7 +30,7 @@ def header_name_is_valid(name: str) -> bool:
 
 def header_value_is_valid(value: str) -> bool:
     """No control byte: nothing that could end the line and begin another."""
-    return _BAD_VALUE.search(value) is None
+    return value.isprintable() or _BAD_VALUE.search(value) is None
 
 
 @lru_cache(maxsize=1024)

@@ -249,33 +249,35 @@ _decode_result = msgspec.json.Decoder(_Result).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
-def result(payload: bytes, *, version: str = "2.0", content_type: str = "text/plain; charset=utf-8") -> Response:
+Headers = tuple[tuple[str, str], ...]
+
+
+def result(payload: bytes, *, version: str = "2.0", content_type: str = "text/plain; charset=utf-8", extra: Headers = ()) -> Response:
     """The answer that a handler's JSON result stands for. Raises BadResult.
 
     2.0: a result without `statusCode` is the body of a 200, as JSON, compact; a string without its quotes. 1.0: every
-    result needs `statusCode`. `content_type` is for an answer that names none.
+    result needs `statusCode`. `content_type` is for an answer that names none; `extra` headers are added.
     """
     kind = payload.lstrip()[:1]
     try:
         if kind == b"{":
             found = _decode_result(payload)
             if found.statusCode is not msgspec.UNSET:
-                return _explicit(found, version, content_type)
+                return _explicit(found, version, content_type, extra)
         if version == "1.0":
             raise BadResult("it has no statusCode")
         if kind == b'"':
-            return Response(200, _decode_text(payload).encode(), JSON)
-        return Response(200, msgspec.json.format(payload, indent=-1), JSON)
+            return Response(200, _decode_text(payload).encode(), JSON + extra)
+        return Response(200, msgspec.json.format(payload, indent=-1), JSON + extra)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise BadResult(f"it is not JSON that can be sent: {error}") from error
 
 
-def _explicit(found: _Result, version: str, content_type: str) -> Response:
+def _explicit(found: _Result, version: str, content_type: str, extra: Headers) -> Response:
     body = _result_body(found)
     headers: list[tuple[str, str]] = []
     if found.headers is not None:
-        for name, value in _items("headers", found.headers):
-            headers.append((name, _text(name, value)))
+        headers = [(name, _text(name, value)) for name, value in _items("headers", found.headers)]
     if version == "1.0" and found.multiValueHeaders is not None:
         many = [(name, values) for name, values in _items("multiValueHeaders", found.multiValueHeaders)]
         replaced = {name.lower() for name, _ in many}
@@ -288,14 +290,17 @@ def _explicit(found: _Result, version: str, content_type: str) -> Response:
         if not isinstance(found.cookies, list):
             raise BadResult("cookies is not a list")
         headers.extend(("set-cookie", _text("cookies", cookie)) for cookie in found.cookies)
-    if not any(name.lower() == "content-type" for name, _ in headers):
+    if "content-type" not in [name.lower() for name, _ in headers]:
         headers.insert(0, ("content-type", content_type))
+    headers.extend(extra)
     return Response(_status(found.statusCode), body, headers)
 
 
 def _status(value: Any) -> int:
     """A status of 200 to 599. AWS takes 1xx too, but an HTTP/1.1 client would then wait for ever for the real answer."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int:
+        if 200 <= value <= 599:
+            return value
         value = str(value)
     if not isinstance(value, str) or not _STATUS.fullmatch(value):
         raise BadResult(f"statusCode {value!r} is not a number from 100 to 599")
@@ -356,26 +361,18 @@ def answer(
 
     The text of a function's own error is never shown to the HTTP client. Never raises, unless `bad` does.
     """
-    response = _answer(outcome, payload, refusal, filtered, version, content_type, bad)
-    return Response(response.status, response.body, (*response.headers, ("x-amzn-RequestId", invocation))) if invocation else response
-
-
-def _answer(
-    outcome: Outcome | None,
-    payload: bytes,
-    refusal: Refusal | None,
-    filtered: bool,
-    version: str,
-    content_type: str,
-    bad: Callable[[str], None] | None,
-) -> Response:
+    extra = (("x-amzn-RequestId", invocation),) if invocation else ()
     if outcome is Outcome.SUCCEEDED:
         try:
-            return result(payload, version=version, content_type=content_type)
+            return result(payload, version=version, content_type=content_type, extra=extra)
         except BadResult as error:
             if bad is not None:
                 bad(str(error))
-            return say(502, "Internal Server Error")
+    response = _unanswered(outcome, refusal, filtered)
+    return Response(response.status, response.body, (*response.headers, *extra))
+
+
+def _unanswered(outcome: Outcome | None, refusal: Refusal | None, filtered: bool) -> Response:
     if filtered:
         return Response(204)
     match refusal:

@@ -164,8 +164,8 @@ class HttpServer:
             for connection in tuple(self._connections):
                 connection.abort()
         with anyio.CancelScope(shield=True), anyio.move_on_after(1):
-            # A client may have been accepted whose connection_made comes only with the loop's next turn.
-            for _ in range(2):
+            # A client may have been accepted whose connection_made comes only some turns of the loop later.
+            for _ in range(5):
                 await anyio.lowlevel.checkpoint()
             await self._until_empty()
         if self._sweeper is not None:

@@ -81,9 +81,14 @@ that no shared-memory file is needed. Checkpoints are ours alone: SQLite's autom
 
 
 def set_pragma(connection: apsw.Connection, name: str, value: str | int, expected: object) -> None:
-    """One PRAGMA by itself, then read back (D33): `execute` of several stops at the first that returns a row."""
-    connection.execute(f"PRAGMA {name} = {value}").fetchall()
+    """One PRAGMA by itself, then read back (D33): `execute` of several stops at the first that returns a row.
+
+    What already is as it should be is not set again: some would write to the file, which a start on a full disk cannot.
+    """
     actual = connection.execute(f"PRAGMA {name}").fetchall()
+    if actual != [(expected,)]:
+        connection.execute(f"PRAGMA {name} = {value}").fetchall()
+        actual = connection.execute(f"PRAGMA {name}").fetchall()
     if actual != [(expected,)]:
         got = actual[0][0] if actual and len(actual[0]) == 1 else actual
         raise EventdError(

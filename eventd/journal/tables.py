@@ -31,10 +31,10 @@ _PUT_EVENT: Final = f"INSERT INTO events({EVENT_COLUMNS}, data) VALUES({', '.joi
 _PUT_INVOCATION: Final = f"INSERT INTO invocations({INVOCATION_COLUMNS}) VALUES({', '.join('?' * 19)})"
 _EVENT: Final = f"SELECT {EVENT_COLUMNS} FROM events WHERE seq = ?"  # noqa: S608
 _INVOCATION: Final = f"SELECT {INVOCATION_COLUMNS} FROM invocations WHERE seq = ?"  # noqa: S608
-# What can change after the acceptance; id, event, queue, accepted_at and key cannot.
+# What can change after the acceptance; id, event, queue and key cannot.
 _UPDATE: Final = (
-    "UPDATE invocations SET state = ?, due_at = ?, attempts = ?, lost = ?, flags = ?, reason = ?, first_at = ?, error_type = ?,"
-    " error_message = ?, run = ?, began_at = ?, dead_at = ?, digest = ? WHERE seq = ?"
+    "UPDATE invocations SET state = ?, due_at = ?, accepted_at = ?, attempts = ?, lost = ?, flags = ?, reason = ?, first_at = ?,"
+    " error_type = ?, error_message = ?, run = ?, began_at = ?, dead_at = ?, digest = ? WHERE seq = ?"
 )
 
 
@@ -154,7 +154,7 @@ class SqliteTables:
 
     def update_invocation(self, kept: Kept) -> None:
         c = invocation_columns(kept, self.queues.numbers[kept.binding, kept.function])
-        self._execute(_UPDATE, (c[4], c[5], c[7], c[8], *c[10:19], c[0]))
+        self._execute(_UPDATE, (*c[4:9], *c[10:19], c[0]))
 
     def drop_invocation(self, seq: int) -> None:
         self._execute("DELETE FROM invocations WHERE seq = ?", (seq,))

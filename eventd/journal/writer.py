@@ -51,10 +51,6 @@ _SPACE_EVERY: Final = 0.1
 _CLOSE_PATIENCE: Final = 5.0
 
 
-def _no_commit(seconds: float) -> None:
-    return None
-
-
 class Writer(threading.Thread):
     """See the module. The loop's side talks to it only through `queue`; it talks back only through `deliver` and `broke`."""
 
@@ -73,6 +69,8 @@ class Writer(threading.Thread):
         super().__init__(name="eventd-journal", daemon=True)
         self.queue: SimpleQueue[Op] = SimpleQueue()
         self.step: Callable[[str], None] = _no_step
+        self.on_commit: Callable[[float], None] = _no_commit
+        """Told how long each group commit took, fsync included; on the writer's thread."""
         self.stats = JournalStats(0, settings.limit, 0, "")
         self.commit_seconds = 0.0
         self.commits = 0
@@ -95,9 +93,6 @@ class Writer(threading.Thread):
         self._closing_since: float | None = None
 
     # --- life ---
-
-    on_commit: Callable[[float], None] = staticmethod(_no_commit)
-    """Told how long each group commit took, fsync included; on the writer's thread."""
 
     def run(self) -> None:
         try:
@@ -144,8 +139,9 @@ class Writer(threading.Thread):
         connection.set_wal_hook(self._on_wal)
         if not clean:
             # Frames that a failed fsync left in the page cache look clean to the kernel. Copying them into the database and
-            # syncing that makes what this start sees durable again before anything is built on it.
-            connection.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            # syncing that makes what this start sees durable again before anything is built on it. On a full disk it must wait.
+            with contextlib.suppress(apsw.FullError):
+                connection.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_TRUNCATE)
         schema.prepare(connection, self._folder.journal, self._program)
         self._tables = SqliteTables(connection)
         self._reads = Reads(connection, self._tables)
@@ -248,26 +244,28 @@ class Writer(threading.Thread):
             self._maintenance.wake()
         self.step("before-answer")
         self._post(self._deliver, answers, len(batch), sum(op.size for op in batch), owed)
-        seconds = time.perf_counter() - started
-        self.commit_seconds += seconds
-        self.commits += 1
-        self.on_commit(seconds)
-        self._after_commit()
+        if any(not isinstance(op, ReadOp) for op in batch):
+            seconds = time.perf_counter() - started
+            self.commit_seconds += seconds
+            self.commits += 1
+            self.on_commit(seconds)
+            self._after_commit()
 
     def _on_full(self, batch: list[Op]) -> None:
         """Refuse the acceptances, free the reserve, and put the rest back to the front of what waits."""
         self._full_until = time.monotonic() + _FULL_PAUSE
         refused = [op for op in batch if isinstance(op, AcceptOp)]
         rest = [op for op in batch if not isinstance(op, AcceptOp)]
+        self._measure()
         if refused:
             self._refuse(refused)
         self._waiting.extendleft(reversed(rest))
-        self._measure()
         self.step("reserve")
         self._maintenance.wake()
         if not rest or self._applied_accepts or self._folder.use_reserve():
             return  # at once again, without acceptances; then with the reserve's room
         self._backoff = min(_BACKOFF_MAX, self._backoff * 2 or 0.05)
+        self._measure()
         self._retry_at = time.monotonic() + self._backoff
 
     def _attempt(self, batch: list[Op]) -> tuple[list[Answer], list[OwedRow]]:
@@ -372,4 +370,8 @@ class Writer(threading.Thread):
 
 
 def _no_step(name: str) -> None:
+    return None
+
+
+def _no_commit(seconds: float) -> None:
     return None

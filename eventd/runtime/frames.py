@@ -161,10 +161,10 @@ class FrameWorker:
     def _hang_up(self) -> None:
         """The other end is closed: it is exiting, which its pidfd will say in a moment, or it has closed what it should not."""
         self._close_wire()
-        self._loop.call_later(_SILENT_S, self._still_there)
+        self._loop.call_later(_SILENT_S, self._still_there, self._process)
 
-    def _still_there(self) -> None:
-        if not self._done:
+    def _still_there(self, process: Process | None) -> None:
+        if not self._done and self._process is process:
             self._events.broke("the worker closed its connection")
 
     def _frame(self, frame: wire.Frame) -> None:
@@ -186,8 +186,8 @@ class FrameWorker:
                 drain.catch_up()
             events.too_large()
         else:
-            self._close_wire()
             events.broke(f"the worker sent {frame.body.decode('utf-8', 'replace')}")
+            self._close_wire()
 
     def _printed(self, stream: str, data: bytes) -> None:
         self._events.printed(stream, data)

@@ -288,6 +288,7 @@ class Launcher:
             "cwd": plan.cwd,
             "rlimits": plan.rlimits,
             "fds": plan.fds,
+            "subreaper": plan.subreaper,
         }
         return self._parent().start(order, fds, exited)
 

@@ -72,6 +72,8 @@ class PythonRuntime:
 
             worker.start(template.fork, first, refused)
         else:
+            if template is not None:
+                self._fall_back(template.why or "the template has ended")
             worker.start(self._spawn(spec), first)
         return worker
 

@@ -26,7 +26,7 @@ _DEFAULTS: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG":
 class SpawnPlan(Struct, frozen=True, kw_only=True):
     """One process to be. `argv[0]` is absolute; `fds` are the descriptor numbers it finds open, and no others are.
 
-    Always, and therefore no fields: own session, no_new_privs, SIGKILL when its parent ends, subreaper of its descendants.
+    Always, and therefore no fields: own session, no_new_privs, SIGKILL when its parent ends.
     """
 
     argv: tuple[str, ...]
@@ -34,6 +34,8 @@ class SpawnPlan(Struct, frozen=True, kw_only=True):
     cwd: str
     rlimits: tuple[tuple[str, int, int], ...]
     fds: tuple[int, ...] = (0, 1, 2, 3)
+    subreaper: bool = True
+    """What its descendants leave behind comes to it. Not for a template: what its workers leave is the keeper's to end."""
     tier: str = "A"
     read_only: tuple[str, ...] = ()
     """Tier B: paths it could read."""
@@ -128,5 +130,5 @@ def spawn_plan(
 def template_plan(*, argv: Sequence[str], env: Mapping[str, str], root: str) -> SpawnPlan:
     """A template. Its environment is `function_environment`: no secret ever reaches it."""
     return SpawnPlan(
-        argv=tuple(argv), env=dict(env), cwd=root, rlimits=template_rlimits(), read_only=("/usr", "/lib", "/lib64", "/etc", root)
+        argv=tuple(argv), env=dict(env), cwd=root, rlimits=template_rlimits(), subreaper=False, read_only=("/usr", "/lib", "/lib64", "/etc", root)
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 from eventd.model import ControlSettings, DaemonSettings, HistorySettings, HttpSettings, JournalSettings, RuntimeSettings
-from eventd.settings.fields import absolute
+from eventd.settings.places import absolute, default_socket, default_state
 from eventd.settings.report import Report
 from eventd.settings.tables import ControlTable, DaemonTable, HistoryTable, HttpTable, JournalTable, RuntimesTable, Table
 from eventd.settings.values import check_socket, is_loopback
@@ -26,19 +26,10 @@ class Single(NamedTuple):
     runtimes: RuntimeSettings
 
 
-def default_state(environ: Mapping[str, str], base: str) -> str:
-    """$STATE_DIRECTORY as systemd sets it (the first of a colon-separated list, systemd.exec(5)), else `state` in `base`."""
-    return environ.get("STATE_DIRECTORY", "").split(":")[0] or os.path.join(base, "state")
-
-
-def default_socket(environ: Mapping[str, str], state: str) -> str:
-    """$RUNTIME_DIRECTORY/eventd.sock, else STATE/eventd.sock."""
-    return os.path.join(environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or state, "eventd.sock")
-
-
 def read_single(report: Report, file: str, environ: Mapping[str, str]) -> Single:
     """All of them with their defaults; what is wrong is noted and takes its default."""
     base = os.path.dirname(os.path.abspath(file))
+    http = _http(report)
     daemon = _table(report, DaemonTable, "daemon")
     state = daemon.state or default_state(environ, base)
     return Single(
@@ -55,8 +46,8 @@ def read_single(report: Report, file: str, environ: Mapping[str, str]) -> Single
             log_level=daemon.log_level,
             log_format=daemon.log_format,
         ),
-        _control(report, environ, os.path.abspath(state)),
-        _http(report),
+        _control(report, environ, os.path.abspath(state), http),
+        http,
         _journal(report),
         _history(report),
         _runtimes(report, base),
@@ -87,7 +78,7 @@ def _no_repeats(report: Report, name: str, listen: list[str]) -> None:
             report.error((name, "listen", index), f"{address!r} is listed twice", "Remove one of them")
 
 
-def _control(report: Report, environ: Mapping[str, str], state: str) -> ControlSettings:
+def _control(report: Report, environ: Mapping[str, str], state: str, http: HttpSettings) -> ControlSettings:
     table = _table(report, ControlTable, "control")
     socket = table.socket or default_socket(environ, state)
     try:
@@ -103,6 +94,8 @@ def _control(report: Report, environ: Mapping[str, str], state: str) -> ControlS
         _group(report, table.group)
     _no_repeats(report, "control", table.listen)
     for index, address in enumerate(table.listen):
+        if address in http.listen and not address.endswith(":0"):
+            report.error(("control", "listen", index), f"{address!r} is in [http] listen too", "Give each door its own port")
         if not is_loopback(address) and not table.credentials:
             text = f"{address!r} can be reached from other machines, and nobody would have to prove who they are"
             report.error(("control", "listen", index), text, "Add credentials, or listen on 127.0.0.1")

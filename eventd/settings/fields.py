@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema
 
+from eventd.settings.places import absolute
+
 _DURATION = re.compile(r"(?:([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d))+")
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _UNIT_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -60,13 +62,6 @@ def size_text(size: int) -> str:
         if size and size % _SIZE_UNIT[unit] == 0:
             return f"{size // _SIZE_UNIT[unit]}{unit}"
     return f"{size}B"
-
-
-def absolute(value: str, base: str) -> str:
-    """`value` as an absolute, normalised path; `~` is expanded, anything else is relative to `base`. Raises ValueError."""
-    if not value or "\0" in value:
-        raise ValueError("a path cannot be empty or hold a NUL")
-    return os.path.normpath(os.path.join(base, os.path.expanduser(value)))
 
 
 def base_of(info: ValidationInfo) -> str:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from eventd.model import Problem
-from eventd.settings.scanner import Path, scan
-from eventd.settings.sentences import dotted
+from eventd.settings.scanner import Path, dotted, scan
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 MAX_FILES: Final = 1_000

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from eventd.errors import EventdError
-from eventd.settings.daemon import default_socket, default_state
-from eventd.settings.fields import absolute
 from eventd.settings.files import Document, read
+from eventd.settings.places import absolute, default_socket, default_state
 
 SYSTEM_FOLDER: Final = "/etc/eventd"
 SYSTEM_SOCKET: Final = "/run/eventd/eventd.sock"

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from eventd.model import Problem
 from eventd.settings.files import Document
-from eventd.settings.scanner import Path
-from eventd.settings.sentences import dotted, explain, sentence, shown
+from eventd.settings.scanner import Path, dotted
+from eventd.settings.sentences import explain, sentence, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 

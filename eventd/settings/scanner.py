@@ -7,6 +7,7 @@ against tomllib. A path is a tuple of keys and array indexes, as in `("bindings"
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from typing import Final
@@ -32,6 +33,17 @@ def scan(text: str) -> dict[Path, int]:
     its own header comes, the line of that. The nesting of values must be bounded by the caller (it recurses per level).
     """
     return _Scanner(text.replace("\r\n", "\n")).run()
+
+
+def dotted(path: Path) -> str:
+    """A path as one writes it: `triggers.uploads.path`, `bindings[0].filter`, `functions."my fn"`."""
+    out = ""
+    for part in path:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        else:
+            out += ("." if out else "") + (part if _BARE.fullmatch(part) else json.dumps(part, ensure_ascii=False))
+    return out
 
 
 class _Scanner:

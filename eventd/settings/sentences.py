@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, get_args
@@ -13,7 +12,6 @@ from pydantic_core import ErrorDetails
 
 from eventd.settings.scanner import Path
 
-_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _WANTED: Final = {
     "string": "text in quotes",
     "int": "a whole number",
@@ -51,17 +49,6 @@ def sentence(text: str) -> str:
     """`text` with an end: a point, unless it has one."""
     text = text.strip()
     return text if not text or text[-1] in ".?!:" else text + "."
-
-
-def dotted(path: Path) -> str:
-    """A path as one writes it: `triggers.uploads.path`, `bindings[0].filter`, `functions."my fn"`."""
-    out = ""
-    for part in path:
-        if isinstance(part, int):
-            out += f"[{part}]"
-        else:
-            out += ("." if out else "") + (part if _BARE.fullmatch(part) else json.dumps(part, ensure_ascii=False))
-    return out
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
 
 from eventd.model import Rate
-from eventd.settings.fields import Duration, Size, absolute, base_of
+from eventd.settings.fields import Duration, Size, base_of
+from eventd.settings.places import absolute
 
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NAME_RULE: Final = "A name is 1 to 64 letters, digits, '-' or '_'."

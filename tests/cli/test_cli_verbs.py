@@ -132,7 +132,7 @@ VERBS: list[tuple[list[str], int, dict[str, Any] | None]] = [
     (["events"], 0, {"events": [event_row("ev-2"), event_row("ev-1")], "next": None}),
     (["events", "ev-2", "--payload"], 0, None),
     (["dead"], 0, {"dead": [dead_row("dead-2"), dead_row("dead-1", function="other", reason="quarantined")], "next": None}),
-    (["dead", "dead-2"], 0, dead_row("dead-2")),
+    (["dead", "dead-2"], 0, {"dead": [dead_row("dead-2")], "next": None}),
     (["redrive", "--function", "other"], 0, {"redriven": 1, "invocations": ["dead-1"]}),
     (["discard", "dead-2", "--yes"], 0, {"discarded": 1, "invocations": ["dead-2"]}),
     (["cancel", "inv-of-ev-1"], 0, {"cancelled": 1, "invocations": ["inv-of-ev-1"]}),
@@ -449,8 +449,8 @@ def test_empty_lists_still_have_their_shape(cli: Cli, fake: FakeControl) -> None
 
 
 def test_event_payload_only_when_asked(cli: Cli) -> None:
-    assert "payload" not in cli("events", "ev-1", "--json").json
-    assert cli("events", "ev-1", "--payload", "--json").json["payload"] == {"n": 1}
+    assert "payload" not in cli("events", "ev-1", "--json").json["events"][0]
+    assert cli("events", "ev-1", "--payload", "--json").json["events"][0]["payload"] == {"n": 1}
     assert '{"n":1}' in cli("events", "--payload").out
 
 

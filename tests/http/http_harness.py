@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
 from eventd.http import Request, Response, Route
@@ -96,7 +96,7 @@ class Client:
             try:
                 while part := await self.reader.read(65_536):
                     got += part
-            except ConnectionResetError:
+            except (ConnectionResetError, BrokenPipeError):
                 pass
         return got
 
@@ -110,10 +110,8 @@ class Client:
 
     async def close(self) -> None:
         self.writer.close()
-        try:
+        with suppress(OSError):
             await self.writer.wait_closed()
-        except OSError:
-            pass
 
 
 def parse_head(raw: bytes) -> tuple[int, dict[str, str]]:

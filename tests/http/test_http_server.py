@@ -105,7 +105,8 @@ async def test_head_has_the_length_and_no_body_and_204_has_neither() -> None:
 
     async with serving(handler=answer) as server:
         client = await Client.to(server)
-        await client.send(b"HEAD /a HTTP/1.1\r\nHost: a\r\n\r\n" + b"HEAD /none HTTP/1.1\r\nHost: a\r\n\r\nGET /none HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
+        for line in (b"HEAD /a", b"HEAD /none", b"GET /none", b"GET /a"):
+            await client.send(line + b" HTTP/1.1\r\nHost: a\r\n\r\n")
         status, headers, _ = await client.answer(head=True)
         assert (status, headers["content-length"]) == (200, "5")
         for _ in range(2):
@@ -186,7 +187,8 @@ async def test_an_answer_cannot_break_the_framing(caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.anyio
 async def test_the_server_owns_length_date_and_connection() -> None:
-    said = [("Content-Length", "99"), ("Transfer-Encoding", "chunked"), ("Connection", "close"), ("Date", "x"), ("X", "kept"), ("set-cookie", "é€")]
+    said = [("Content-Length", "99"), ("Transfer-Encoding", "chunked"), ("Connection", "close"), ("Date", "x")]
+    said += [("X", "kept"), ("set-cookie", "é€")]
     async with serving(handler=lambda request: request.respond(Response(200, b"hi", said))) as server:
         client = await Client.to(server)
         await client.send(GET)
@@ -221,7 +223,8 @@ async def test_chunks_are_joined_and_trailers_dropped() -> None:
 async def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
     seen = Seen()
     async with serving(Route("/small", seen, max_body=10), Route("/big", seen, max_body=5000), max_body=100) as server:
-        for path, size, status in (("/small", 10, 200), ("/small", 11, 413), ("/big", 5000, 200), ("/big", 5001, 413), ("/other", 101, 413)):
+        cases = (("/small", 10, 200), ("/small", 11, 413), ("/big", 5000, 200), ("/big", 5001, 413), ("/other", 101, 413))
+        for path, size, status in cases:
             client = await Client.to(server)
             await client.send(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n".encode())
             if status == 200:
@@ -361,9 +364,6 @@ async def test_an_idle_connection_is_closed_and_a_handler_has_all_the_time() -> 
 async def test_a_client_that_does_not_read_its_answer_is_cut_off(close: bytes) -> None:
     big = b"x" * 20_000_000
 
-    async def shrink() -> None:
-        await asyncio.sleep(0)
-
     async with serving(handler=lambda request: request.respond(Response(200, big)), limits=FAST) as server:
         sock = socket.socket()
         sock.setblocking(False)
@@ -378,7 +378,6 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off(close: bytes) -
         await until(lambda: server.open == 0)
         assert server.counts.timeouts == 1
         sock.close()
-        await shrink()
 
 
 @pytest.mark.anyio
@@ -491,7 +490,8 @@ async def test_far_over_the_limit_connections_are_dropped() -> None:
 @pytest.mark.anyio
 async def test_forwarded_headers_count_only_from_trusted_proxies() -> None:
     raw = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6, 9.9.9.9, 10.1.1.1\r\nX-Forwarded-Proto: https\r\n\r\n"
-    for trusted, expected in (((), ("127.0.0.1", "http")), (("127.0.0.0/8", "10.0.0.0/8"), ("9.9.9.9", "https")), (("8.0.0.0/8",), ("127.0.0.1", "http"))):
+    plain = ("127.0.0.1", "http")
+    for trusted, expected in (((), plain), (("127.0.0.0/8", "10.0.0.0/8"), ("9.9.9.9", "https")), (("8.0.0.0/8",), plain)):
         seen = Seen()
         async with serving(handler=seen, trusted_proxies=trusted) as server:
             client = await Client.to(server)
@@ -538,6 +538,8 @@ async def test_a_dead_socket_file_is_replaced_and_a_live_one_is_not(tmp_path: Pa
         assert raised.value.code == "E-LISTEN"
         assert str(path) in raised.value.message
         assert "Another program" in raised.value.hint
+        # asyncio of Python 3.11 loses a client that it accepts in the very turn in which its listener closes.
+        await until(lambda: server.counts.connections == 2)
 
 
 @pytest.mark.anyio

@@ -183,6 +183,16 @@ async def test_a_crash_keeps_what_was_acknowledged_and_what_was_held_only_perhap
 
 
 @pytest.mark.anyio
+async def test_what_was_offered_in_the_instant_of_the_crash_is_lost(site: FakeSite) -> None:
+    told: list[object] = []
+    site.offer(Event(id="a", data=1), told.append)
+    new = site.reborn()
+    site.offer(Event(id="b", data=1), told.append)
+    await new.clock.settle()
+    assert (new.emitted, told) == ([], [])
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("stores", [False, True])
 async def test_a_cancelled_emit_is_stored_or_not_as_told(site: FakeSite, stores: bool) -> None:
     site.cancel_stores = stores

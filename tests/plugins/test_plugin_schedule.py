@@ -310,7 +310,27 @@ async def test_a_rate_follows_elapsed_time_when_the_clock_is_set_back(restart: b
     assert not any(receipt.duplicate for receipt in site.receipts)
 
 
+@pytest.mark.anyio
+async def test_a_rate_that_comes_by_the_same_instants_again_has_new_ticks() -> None:
+    site = FakeSite(now=START)
+    async with site.playing(plugin, options("rate(5 minutes)")):
+        await site.clock.advance(900)
+        site.clock.set_wall(START)
+        await site.clock.advance(900)
+    assert (len(site.emitted), [receipt.duplicate for receipt in site.receipts]) == (6, [False] * 6)
+
+
 # --- trouble ---
+
+
+@pytest.mark.anyio
+async def test_the_same_tick_with_another_input_is_a_duplicate_not_a_conflict() -> None:
+    site = FakeSite(now=START)
+    await play(site, options(input={"x": 1}), 60)
+    site.ledger.clear()
+    site.clock.set_wall(START)
+    await play(site, options(input={"x": 2}), 60)
+    assert [receipt.duplicate for receipt in site.receipts] == [False, True]
 
 
 @pytest.mark.anyio

@@ -1,12 +1,13 @@
 """The shipped example handlers: each runs on a real worker and does what its first lines say."""
 
-# ruff: noqa: ASYNC110, ASYNC240  (tests poll for a condition and look at files)
+# ruff: noqa: ASYNC110  (tests poll for a condition)
 
 from __future__ import annotations
 
 import ast
 import base64
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -126,12 +127,15 @@ def test_each_says_how_to_bind_it(file: str) -> None:
     text = (SHIPPED / file).read_text()
     if file.endswith(".py"):
         text = ast.get_docstring(ast.parse(text)) or ""
-    lines = [line.removeprefix("//").removeprefix("#") for line in text.splitlines()]
-    toml = "\n".join(line for line in lines if line.startswith("    ") and "curl" not in line)
+        head = text.splitlines()
+    else:
+        comments = itertools.takewhile(lambda line: line.startswith(("//", "#")), text.splitlines())
+        head = [line.removeprefix("//").removeprefix("#").removeprefix(" ") for line in comments]
+    toml = "\n".join(line for line in head if line.startswith("    ") and "curl" not in line)
     if file in ("pack.py", "notify.py"):
         assert "bill.py shows how to bind them" in text
         return
-    tables = tomllib.loads(toml.replace("\n     ", "\n"))
+    tables = tomllib.loads(toml)
     name = file.split(".")[0]
     functions = {trigger.get("function") for trigger in tables["triggers"].values()} | {
         each["function"] for each in tables.get("bindings", [])
@@ -184,10 +188,8 @@ async def test_confirm(shop: Shop) -> None:
         {"body": json.dumps(ORDER)},
         {"body": base64.b64encode(json.dumps(ORDER).encode()).decode(), "isBase64Encoded": True},
     ):
-        items = [{**item, "price": float(str(item["price"]))} for item in ORDER["items"]]  # type: ignore[index]
         result, printed = await shop.result("confirm.js", event)
         assert result == {"statusCode": 200, "body": '"Email sent successfully!"'}
-        assert len(items) == 3
         assert "To: ada@example.com" in printed
         assert "Total: 23.65" in printed
     for event in ({"body": "{"}, {"body": "{}"}, [], {"body": "null"}):

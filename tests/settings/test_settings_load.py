@@ -246,6 +246,7 @@ MISTAKES = [
     ("[control]\nlisten = ['127.0.0.1:1', '0.0.0.0:1']\n", 2, "control.listen[1]", "can be reached from other machines"),
     ("[control]\nlisten = ['example.org:1']\n", 2, "control.listen[0]", "can be reached from other machines"),
     ("[control]\nsocket = '" + "x" * 120 + "'\n", 2, "control.socket", "the kernel takes at most 107"),
+    ("[control]\nlisten = ['127.0.0.1:8080']\n", 2, "control.listen[0]", "'127.0.0.1:8080' is in [http] listen too."),
     ("[control]\nmode = '999'\n", 2, "control.mode", "is not a file mode"),
     ("[control]\ngroup = 'no-such-group'\n", 2, "control.group", "there is no group 'no-such-group' on this machine."),
     ("[control]\ncredentials = [{ id = 'x' }]\n", 2, "control.credentials[0].secret_file", "'secret_file' is required."),

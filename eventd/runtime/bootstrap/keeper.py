@@ -4,7 +4,7 @@ It is a child subreaper and every worker is one for its own descendants, so a pr
 having been asked for was left by a worker that has ended. `sweep` ends those. When the daemon goes away, even by kill -9, the
 control socket closes and the keeper ends everything below it, then itself. It also is where `no_new_privs` begins.
 
-Orders: spawn {"id", "argv", "env", "cwd", "rlimits": [[name, soft, hard]], "fds": [targets]} with the descriptors;
+Orders: spawn {"id", "argv", "env", "cwd", "rlimits": [[name, soft, hard]], "fds": [targets], "subreaper"} with the descriptors;
 sweep {"id"}, answered by swept {"id", "killed", "left"}.
 """
 
@@ -94,7 +94,7 @@ class Keeper:
         try:
             die_with_parent(self.forker.pid)
             os.setsid()
-            prctl(PR_SET_CHILD_SUBREAPER, 1)
+            prctl(PR_SET_CHILD_SUBREAPER, int(message["subreaper"]))
             prctl(PR_SET_DUMPABLE, 1)
             for name in _RESTORED:
                 signal.signal(getattr(signal, name), signal.SIG_DFL)

@@ -150,6 +150,7 @@ class Template:
 
 if __name__ == "__main__":
     gc.disable()
+    python_worker.prepare_streams()
     template = Template(int(sys.argv[1]))
     template.run()
     os._exit(0)

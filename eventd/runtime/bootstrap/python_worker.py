@@ -190,8 +190,13 @@ class Worker:
     def _settle(self) -> None:
         """Become the function: environment, limits, folder, streams, logging."""
         start = self._start
-        os.environ.clear()
-        os.environ.update(start["env"])
+        environment: dict[str, str] = start["env"]
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        for name, value in environment.items():  # most of it is there already: we were started with what all workers share
+            if os.environ.get(name) != value:
+                os.environ[name] = value
+        os.environ["AWS_EXECUTION_ENV"] = f"AWS_Lambda_python{sys.version_info[0]}.{sys.version_info[1]}"
         time.tzset()
         for name, soft, hard in start["rlimits"]:
             with contextlib.suppress(ValueError, OSError):
@@ -199,8 +204,6 @@ class Worker:
         os.chdir(start["root"])
         sys.path.insert(0, start["root"])
         sys.argv = [os.path.join(start["root"], start["entry"])]
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
         logging.root.handlers[:] = [self._log]
         level = os.environ.get("AWS_LAMBDA_LOG_LEVEL", "").upper()
         logging.root.setLevel({"TRACE": "DEBUG", "FATAL": "CRITICAL"}.get(level, level) if level in _LEVELS else logging.WARNING)
@@ -310,6 +313,12 @@ def status_of(leaving: SystemExit) -> int:
     return 1
 
 
+def prepare_streams() -> None:
+    """UTF-8 whatever the locale, and a line at a time. Done once, in the template for all its workers."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+
+
 def reseed(instances: list[Any]) -> None:
     """Fresh randomness after a fork: numpy's global state, and generators that preloaded modules made (measured.md 1).
 
@@ -345,4 +354,5 @@ def main(fd: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    prepare_streams()
     main(int(sys.argv[1]))
