@@ -52,7 +52,6 @@ CODES: Final[dict[str, Code]] = {
     "W-JOURNAL": Code(0, 200, "the journal is over 80 % of its limit"),
     "W-CLOCK": Code(0, 200, "the system clock was set by more than one second"),
     "W-WATCH": Code(0, 200, "file change notices are not available here, so the folder is scanned instead"),
-    "W-OUTPUT": Code(0, 200, "a run printed more than is kept; the rest was counted and dropped"),
 }
 
 

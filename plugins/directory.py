@@ -36,6 +36,7 @@ from eventd.sdk import EventdError, Site, TriggerPlugin
 _ROOT_RETRY_S: Final = 1.0
 _LOOP_SHOWN_S: Final = 60.0
 _MOST_READS: Final = 16
+_SHORTEST_S: Final = 0.001
 
 
 async def run(site: Site, settings: DirectorySettings) -> None:
@@ -132,7 +133,7 @@ class _Directory:
         self._wake = wake = anyio.Event()
 
         async def expire() -> None:
-            await self._site.sleep(seconds)
+            await self._site.sleep(max(seconds, _SHORTEST_S))
             wake.set()
 
         async with anyio.create_task_group() as group:

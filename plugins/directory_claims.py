@@ -83,7 +83,7 @@ class Claims:
             left = self._back_at - self._site.monotonic()
             if left > 0:
                 fresh = False
-                await self._site.sleep(left)
+                await self._site.sleep(max(left, 0.001))
             elif len(self.waiting) >= self._window:
                 self._moved = anyio.Event()
                 await self._moved.wait()

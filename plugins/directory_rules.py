@@ -107,7 +107,8 @@ class Wanted:
         self._recursive = recursive
         self.sentinel = os.fsencode(sentinel) if sentinel else None
         # Only `folder/**` says that nothing below can match, so only such a folder is left out whole.
-        self._closed = _Globs([one[:-3] if "/" in one[:-3] else "/" + one[:-3] for one in exclude if one.endswith("/**") and one != "/**"])
+        closed = [one for one in exclude if one.endswith("/**") and one != "/**"]
+        self._closed = _Globs([*closed, *("/" + one[:-3].removeprefix("/") for one in closed)])
 
     def name(self, name: bytes) -> bool:
         """Whether a last part can be an object at all."""

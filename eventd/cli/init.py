@@ -61,7 +61,7 @@ import os
 
 def handler(event, context):
     """`event` is what happened, `context` says which run this is. What you return is the answer."""
-    query = event.get("queryStringParameters") or {}
+    query = event.get("queryStringParameters") or event  # over HTTP, or from `eventd invoke hello -d '{"name": "Ada"}'`
     print("request", context.aws_request_id)
     return {"message": f"{os.environ.get('GREETING', 'Hello')}, {query.get('name', 'world')}!"}
 '''

@@ -190,6 +190,7 @@ class App:
                     if self.on_ready is not None:
                         self.on_ready(Started(tuple(http.addresses), bound.addresses, settings))
                     await self._stop.wait()
+                    reloader.stop_watching()
                     if self.failure is None:
                         await self._drain(desk, engine, intake, sources, http, outbox)
                     tasks.cancel_scope.cancel()

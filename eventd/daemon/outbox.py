@@ -30,18 +30,32 @@ class Outbox:
         self._reads = reads
         self._history = history
         self._lock = anyio.Lock()
+        self._full = False
 
     async def run(self) -> None:
         """Pump until cancelled."""
         expire_at = self._engine.clock.monotonic()
         while True:
             await self.flush(steps=16)
+            self._warn_when_full()
             if self._engine.clock.monotonic() >= expire_at:
                 expire_at += EXPIRE_EVERY_S
                 await self._expire()
             with anyio.move_on_after(EXPIRE_EVERY_S):
                 await self._engine.changed()
             await anyio.sleep(PAUSE_S)
+
+    def _warn_when_full(self) -> None:
+        """Once when the journal passes 80 % of its limit, and again only after it has fallen below 70 % (D18)."""
+        stats = self._reads.stats()
+        if stats.bytes > stats.limit * 0.8 and not self._full:
+            self._full = True
+            log.warning(
+                "W-JOURNAL the journal holds %d of %d MiB. Discard dead events, mend what keeps failing, or raise [journal] limit.",
+                stats.bytes >> 20, stats.limit >> 20,
+            )  # fmt: skip
+        elif stats.bytes < stats.limit * 0.7:
+            self._full = False
 
     async def flush(self, steps: int = 1_000) -> None:
         """What had ended before this call is in the history when it returns (bounded: `steps` batches).

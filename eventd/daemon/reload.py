@@ -78,6 +78,8 @@ class Reloader:
         self._told: set[str] = set()
         self._loading: dict[str, anyio.Lock] = {}
         self._broken: dict[str, str] = {}
+        self._rewatch = anyio.Event()
+        self._stopping = False
 
     async def first(self) -> None:
         """Load every function at start; returns when each is ready or broken, or after PATIENCE_S."""
@@ -185,25 +187,33 @@ class Reloader:
             log.error("the configuration is rejected; the last good one goes on")
         self._told = now
 
+    def stop_watching(self) -> None:
+        """No further reloads by themselves; `watch` returns."""
+        self._stopping = True
+        self._rewatch.set()
+
     async def watch(self) -> None:
-        """Reload when the configuration or a handler changes, until cancelled."""
-        while True:
+        """Reload when the configuration or a handler changes, until `stop_watching` or cancelled (which takes seconds)."""
+        while not self._stopping:
+            # awatch waits in a thread, which sees this event within a step; a cancellation it would only see after seconds
+            self._rewatch = anyio.Event()
             folder, handlers = os.path.dirname(self.settings.file), self.settings.daemon.handlers
             conf = os.path.join(folder, "conf.d")
             had_conf = os.path.isdir(conf)
             async with anyio.create_task_group() as watchers:
 
-                async def watched(paths: list[str], recursive: bool, wanted: Wanted, watchers: TaskGroup = watchers) -> None:
+                async def watched(paths: list[str], recursive: bool, wanted: Wanted, stop: anyio.Event = self._rewatch) -> None:
                     there = [path for path in paths if os.path.isdir(path)]
                     if not there:
-                        await anyio.sleep_forever()
+                        await stop.wait()
+                        return
                     async for _ in awatch(
                         *there, watch_filter=wanted, step=SETTLE_MS, debounce=SETTLE_MS * 8, recursive=recursive,
-                        ignore_permission_denied=True,
+                        ignore_permission_denied=True, stop_event=stop,
                     ):  # fmt: skip
                         await self.reload()
                         if self.settings.daemon.handlers != handlers or os.path.isdir(conf) != had_conf:
-                            watchers.cancel_scope.cancel()
+                            stop.set()
 
                 # not recursive beside the file: the state folder often lies there, and it changes all the time
                 watchers.start_soon(watched, [folder, conf], False, config_files(self.settings.file))

@@ -20,6 +20,7 @@ from eventd.journal.reads import Reads
 CHECK_BYTES: Final = 32 * 1024**2
 SLICE: Final = 256
 _IDLE: Final = 0.05
+_OVERDUE: Final = 0.5
 _VACUUM_PAGES: Final = 256
 _SPARE_PAGES: Final = 1024
 _CHECKPOINT_FRAMES: Final = 4096
@@ -39,6 +40,7 @@ class Maintenance:
         self._awake = True
         self._reserve_at = 0.0
         self._checkpoint_at = 0.0
+        self._sliced_at = time.monotonic()
 
     @property
     def scrubbing(self) -> bool:
@@ -53,6 +55,10 @@ class Maintenance:
         if self._scrub is not None or self._awake:
             return _IDLE
         return None if self._folder.has_reserve else _RESERVE_EVERY
+
+    def overdue(self) -> bool:
+        """Whether a busy journal has put the work off for so long that a piece of it is done between two commits."""
+        return (self._scrub is not None or self._awake) and time.monotonic() - self._sliced_at > _OVERDUE
 
     def check_after_unclean_stop(self) -> None:
         """Raises E-STORAGE when SQLite finds the file unsound."""
@@ -69,6 +75,7 @@ class Maintenance:
 
     def slice(self) -> None:
         """One bounded piece of work; goes to sleep when there is none. Raises E-DAMAGED, or apsw errors that end the journal."""
+        self._sliced_at = time.monotonic()
         if self._scrub is not None:
             table, after = self._scrub
             last = self._reads.scrub(table, after, SLICE)

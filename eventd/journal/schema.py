@@ -3,7 +3,7 @@
 Schema facts. `events.data` is the last column, so that listings never touch a payload's overflow pages. A queue is one
 (binding, function) pair under a small number; `invocations` carries the number, its digest covers the names. Row numbers of
 states are those of `codec.STATES`; the partial indexes hold only what their readers look for: ready rows in the order of the
-queue, running rows, held rows, dead rows. `dedup.seq` is the first event's seq, so the oldest rows are the lowest.
+queue, running rows, held rows, dead rows. `state` stands in those that are counted, so that counting reads no row. `dedup.seq` is the first event's seq, so the oldest rows are the lowest.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ CREATE: Final = (
         flags INTEGER NOT NULL, reason TEXT, first_at INTEGER, error_type TEXT, error_message TEXT, run TEXT, began_at INTEGER,
         dead_at INTEGER, digest BLOB NOT NULL)""",
     "CREATE INDEX invocations_id ON invocations(id)",
-    "CREATE INDEX invocations_ready ON invocations(queue, due_at, seq) WHERE state IN (0, 2)",
+    "CREATE INDEX invocations_ready ON invocations(queue, due_at, seq, state) WHERE state IN (0, 2)",
     "CREATE INDEX invocations_running ON invocations(seq) WHERE state = 1",
-    "CREATE INDEX invocations_held ON invocations(queue) WHERE state = 3",
+    "CREATE INDEX invocations_held ON invocations(queue, state) WHERE state = 3",
     "CREATE INDEX invocations_dead ON invocations(dead_at, seq) WHERE state = 4",
-    "CREATE INDEX invocations_dead_queue ON invocations(queue, dead_at, seq) WHERE state = 4",
+    "CREATE INDEX invocations_dead_queue ON invocations(queue, dead_at, seq, state) WHERE state = 4",
     "CREATE TABLE dedup(seq INTEGER PRIMARY KEY, identity BLOB NOT NULL, fingerprint BLOB NOT NULL, expires_at INTEGER NOT NULL)",
     "CREATE UNIQUE INDEX dedup_identity ON dedup(identity)",
     "CREATE TABLE ledger(trigger TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, digest BLOB NOT NULL,"

@@ -187,6 +187,8 @@ class Writer(threading.Thread):
             size += op.size
         if batch:
             self._commit(batch)
+            if self._maintenance.overdue() and not self._backoff:
+                self._maintenance.slice()
         elif not closing:
             self._maintenance.slice()
             self._measure()

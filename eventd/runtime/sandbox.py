@@ -130,5 +130,10 @@ def spawn_plan(
 def template_plan(*, argv: Sequence[str], env: Mapping[str, str], root: str) -> SpawnPlan:
     """A template. Its environment is `function_environment`: no secret ever reaches it."""
     return SpawnPlan(
-        argv=tuple(argv), env=dict(env), cwd=root, rlimits=template_rlimits(), subreaper=False, read_only=("/usr", "/lib", "/lib64", "/etc", root)
+        argv=tuple(argv),
+        env=dict(env),
+        cwd=root,
+        rlimits=template_rlimits(),
+        subreaper=False,
+        read_only=("/usr", "/lib", "/lib64", "/etc", root),
     )

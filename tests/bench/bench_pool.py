@@ -1,6 +1,6 @@
 """Prints what the worker pool costs: a warm call, cold starts, 0 to 500 workers, an idle worker's memory. Not part of the suite.
 
-    python tests/bench/bench_pool.py [--quick]
+python tests/bench/bench_pool.py [--quick]
 """
 
 from __future__ import annotations

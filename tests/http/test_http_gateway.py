@@ -345,7 +345,7 @@ def test_a_function_url_calls_its_function_and_answers() -> None:
     assert (event["rawPath"], event["routeKey"], event["requestContext"]["requestId"]) == ("/a", "$default", "id-9")
     assert "pathParameters" not in event
     calls[0][2](Ended())
-    assert answers == [Response(200, b"{}", (("content-type", "application/json"), ("x-amzn-RequestId", "id-9")))]
+    assert answers == [Response(200, b"{}", [("content-type", "application/json"), ("x-amzn-RequestId", "id-9")])]
     assert made.on_gone is not None
     made.on_gone()
     assert gone == ["id-9"]

@@ -604,10 +604,11 @@ async def test_drain_finishes_what_it_has_and_takes_nothing_new() -> None:
         answered = seen.requests[1]
         answered.respond(Response(200, b"before"))
         assert (await idle.answer())[2] == b"before"
+        port = port_of(server)
         server.stop_accepting()
         assert await idle.rest() == b""
         with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection("127.0.0.1", 1)
+            await asyncio.open_connection("127.0.0.1", port)
         assert server.addresses == ()
         await reading.send(b"llo")
         await until(lambda: len(seen.requests) == 4)

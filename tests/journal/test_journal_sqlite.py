@@ -407,8 +407,7 @@ async def test_space_is_given_back_when_idle(handle: Handle) -> None:
     for seq in range(1, 300):
         handle.j.accept(accepted(seq, data=bytes(40_000), dedup=False), lambda answer: None)
     await handle.append(LedgerWritten("t", ()))
-    before = handle.j.stats().bytes
-    assert before > 10_000_000
+    await until(lambda: handle.j.stats().bytes > 10_000_000)
     for seq in range(1, 300):
         await handle.append(ended(succeeded(seq * 10), run=None))
 
@@ -418,8 +417,19 @@ async def test_space_is_given_back_when_idle(handle: Handle) -> None:
     deadline = time.monotonic() + 10
     while (left := await handle.j._ask(pages)) > 1_500:  # type: ignore[union-attr]
         assert time.monotonic() < deadline, left
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.07)  # a piece of the work is done when nothing was asked for 50 ms
     assert handle.j.stats().bytes - handle.j.stats().wal_bytes < 2_000_000
+
+
+async def test_a_busy_journal_does_its_idle_work_all_the_same(filled: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_IDLE", 60.0)
+    monkeypatch.setattr(maintenance, "_OVERDUE", 0.01)
+    (filled.folder / "clean").unlink()
+    await filled.open()
+    deadline = time.monotonic() + 10
+    while filled.j.writer._maintenance.scrubbing:  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        await filled.append(LedgerWritten("t", ()))
 
 
 async def test_too_much_waiting_refuses_events_at_the_door(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,7 +508,7 @@ async def test_queues_and_counts_are_read_from_indexes_alone(handle: Handle) -> 
     for text, index in zip(plans, ("ready", "held", "dead_queue", "running", "dead", "ready"), strict=True):
         assert f"INDEX invocations_{index}" in text, text
         assert "TEMP B-TREE" not in text, text
-    assert "COVERING INDEX invocations_ready" in plans[0]
+    assert all("COVERING" in text for text in plans[:3]), plans
 
 
 async def test_a_backlog_is_counted_at_start_without_reading_its_rows(handle: Handle) -> None:

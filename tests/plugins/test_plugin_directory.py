@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+from eventd_plugins import directory as directory_module
+from eventd_plugins import directory_notify, directory_scan
+from eventd_plugins.directory import plugin
 from test_plugin_directory_lab import Lab, path_of
 from test_plugin_directory_lab import lab as lab
 
 from eventd.errors import Overloaded
 from eventd.testing.site import FakeSite, Status
-from eventd_plugins import directory as directory_module
-from eventd_plugins import directory_notify, directory_scan
-from eventd_plugins.directory import plugin
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +31,8 @@ pytestmark = pytest.mark.anyio
 def anyio_backend() -> tuple[str, dict[str, object]]:
     return "asyncio", {}
 
+
+MAX_QUEUED = min(int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()), 24_000)
 
 # --- each file once ---
 
@@ -44,7 +47,7 @@ async def test_files_that_are_there_and_files_that_come_each_have_one_event(lab:
         (lab.root / "f").write_text("slow")
         await lab.emitted(5)
         await lab.calm(70)
-    assert sorted(lab.keys()) == [b"a.txt", b"e", b"f", b"new/deep/d", b"sub/b c.txt"]
+    assert sorted(lab.paths()) == [b"a.txt", b"e", b"f", b"new/deep/d", b"sub/b c.txt"]
     assert site.status == Status("up")
     record = next(one for one in lab.events if path_of(one.data) == b"sub/b c.txt").data["Records"][0]
     assert record["eventd"] == {"path": str(lab.root / "sub/b c.txt"), "root": str(lab.root)}
@@ -66,18 +69,16 @@ async def test_twenty_thousand_files_made_while_it_is_stopped_run_once_each(lab:
             (lab.root / str(number)).mkdir()
         os.close(os.open(lab.root / name, os.O_CREAT | os.O_WRONLY))
         expected.add(name.encode())
+    lab.site.clock.set_wall(time.time() + 10)
     began = time.monotonic()
     async with lab.playing():
-        await lab.emitted(20_001, timeout=40)
+        await lab.site.wait_for(lambda: len(lab.site.emitted) >= 20_001, 40)
         took = time.monotonic() - began
-    assert len(lab.events) == 20_001
-    assert set(lab.keys()) == expected
-    assert 20_000 / took >= 1_500, f"{20_000 / took:.0f} files/s"  # 3,000 is the budget; half of it on a shared machine
-    lab.crash()
-    async with lab.playing():
         lab.bring("last")
-        await lab.emitted(20_002)
+        await lab.site.wait_for(lambda: len(lab.site.emitted) >= 20_002)
     assert len(lab.events) == 20_002
+    assert set(lab.paths()) == expected | {b"last"}
+    assert 20_000 / took >= 1_500, f"{20_000 / took:.0f} files/s"  # 3,000 is the budget; half of it on a shared machine
 
 
 async def test_dropped_notices_are_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,21 +98,18 @@ async def test_dropped_notices_are_noticed(lab: Lab, monkeypatch: pytest.MonkeyP
             lab.put(f"n{number}")
         await lab.emitted(40)
     assert lost.is_set()
-    assert len(set(lab.keys())) == len(lab.keys()) == 40
+    assert len(set(lab.paths())) == len(lab.paths()) == 40
 
 
 async def test_the_real_queue_overflows_and_nothing_is_missed(lab: Lab) -> None:
-    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    many = limit // 3 + 500  # create, close, attrib: three notices each
-    if many > 20_000:
-        many = 2_000
+    many = MAX_QUEUED // 3 + 500  # create, close, attrib: three notices each
     async with lab.playing() as site:
         for number in range(many):  # the event loop does not run, as if the daemon were stopped
             os.close(os.open(lab.root / f"n{number}", os.O_CREAT | os.O_WRONLY))
             os.utime(lab.root / f"n{number}", (1, 1))
         await lab.emitted(many, timeout=30)
         await lab.calm(70)
-    assert len(lab.keys()) == len(set(lab.keys())) == many
+    assert len(lab.paths()) == len(set(lab.paths())) == many
     assert site.status == Status("up")
 
 
@@ -122,10 +120,10 @@ async def test_files_in_folders_made_at_the_same_moment(lab: Lab) -> None:
             deep.mkdir(parents=True)
             (deep / "file").write_text("x")
             if number % 10 == 0:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
         await lab.emitted(60)
         await lab.calm()
-    assert len(set(lab.keys())) == len(lab.keys()) == 60
+    assert len(set(lab.paths())) == len(lab.paths()) == 60
 
 
 async def test_a_folder_removed_and_made_again_is_watched_again(lab: Lab) -> None:
@@ -135,7 +133,7 @@ async def test_a_folder_removed_and_made_again_is_watched_again(lab: Lab) -> Non
             await lab.emitted(number + 1)
             shutil.rmtree(lab.root / "d")
         await lab.calm()
-    assert [path.rpartition(b"/f")[2] for path in lab.keys()] == [b"%d" % number for number in range(8)]
+    assert [path.rpartition(b"/f")[2] for path in lab.paths()] == [b"%d" % number for number in range(8)]
 
 
 async def test_a_tree_moved_in_and_a_tree_moved_about(lab: Lab) -> None:
@@ -153,7 +151,7 @@ async def test_a_tree_moved_in_and_a_tree_moved_about(lab: Lab) -> None:
         os.rename(lab.root / "wood", lab.aside / "away")
         (lab.aside / "away/sub/d").write_text("x")
         await lab.calm()
-    assert lab.keys() == [b"tree/a", b"tree/sub/b", b"wood/a", b"wood/sub/b", b"wood/sub/c"] or len(lab.keys()) == 5
+    assert lab.paths() == [b"tree/a", b"tree/sub/b", b"wood/a", b"wood/sub/b", b"wood/sub/c"] or len(lab.paths()) == 5
     assert [key for key in lab.site.ledger if key.startswith((b"tree", b"wood"))] == []
 
 
@@ -163,7 +161,7 @@ async def test_a_change_makes_a_new_event_and_a_chmod_does_not(lab: Lab) -> None
         await lab.emitted(1)
         path.chmod(0o600)
         await lab.calm(70)
-        assert len(lab.keys()) == 1
+        assert len(lab.paths()) == 1
         path.write_text("22")
         await lab.emitted(2)
         lab.bring("a", "333")
@@ -178,7 +176,7 @@ async def test_the_last_of_a_storm_of_renames_has_an_event(lab: Lab) -> None:
         for number in range(300):
             lab.bring("a", "x" * number)
             if number % 7 == 0:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
         await lab.site.wait_for(lambda: any(one.data["Records"][0]["s3"]["object"]["size"] == 299 for one in lab.events), step=0.02)
     sizes = [one.data["Records"][0]["s3"]["object"]["size"] for one in lab.events]
     assert len(sizes) == len(set(sizes))
@@ -192,7 +190,7 @@ async def test_a_file_moved_away_and_back_is_a_new_arrival(lab: Lab) -> None:
         await lab.site.wait_for(lambda: b"a" not in lab.site.ledger, step=0.02)
         (lab.aside / "a").rename(path)
         await lab.emitted(2)
-    assert lab.keys() == [b"a", b"a"]
+    assert lab.paths() == [b"a", b"a"]
 
 
 # --- ready ---
@@ -207,7 +205,7 @@ async def test_settle_never_shows_a_file_that_is_still_changing(lab: Lab) -> Non
                 file.write("x")
             site.clock.set_wall(path.stat().st_mtime + 0.9)
             await lab.calm(0.03)
-            assert lab.keys() == [], size
+            assert lab.paths() == [], size
         site.clock.set_wall(path.stat().st_mtime + 1.1)
         await lab.emitted(1)
         await lab.calm(70)
@@ -221,7 +219,7 @@ async def test_settle_waits_for_the_writer_to_close_but_not_for_ever(lab: Lab) -
             file.flush()
             os.utime(lab.root / "held", (time.time() - 5,) * 2)
             await lab.calm(3)
-            assert lab.keys() == []
+            assert lab.paths() == []
             os.utime(lab.root / "held", (time.time() - 100,) * 2)
             await lab.emitted(1)
 
@@ -230,9 +228,9 @@ async def test_a_file_from_the_future_settles_by_our_own_clock(lab: Lab) -> None
     lab.put("tomorrow", age=-86_400)
     async with lab.playing(settle="5s"):
         await lab.calm(3)
-        assert lab.keys() == []
+        assert lab.paths() == []
         await lab.calm(6)
-        assert lab.keys() == [b"tomorrow"]
+        assert lab.paths() == [b"tomorrow"]
 
 
 async def test_rename_takes_only_what_was_renamed_in(lab: Lab) -> None:
@@ -245,21 +243,21 @@ async def test_rename_takes_only_what_was_renamed_in(lab: Lab) -> None:
         await lab.calm(70)
         path.chmod(0o600)
         await lab.calm(70)
-        assert lab.keys() == []
+        assert lab.paths() == []
         lab.bring("moved", "m")
         await lab.emitted(1)
         with (lab.root / "moved").open("a") as file:
             file.write("in place")
         await lab.calm(70)
-        assert lab.keys() == [b"moved"]
+        assert lab.paths() == [b"moved"]
     site = lab.site
     async with lab.playing(ready="rename"):  # what was seen in place stays so over a restart
         await lab.calm(70)
-        assert lab.keys() == [b"moved"]
+        assert lab.paths() == [b"moved"]
         os.rename(path, lab.root / "final")
         lab.bring("moved", "again")
         await lab.emitted(3)
-    assert sorted(lab.keys()) == [b"final", b"moved", b"moved"]
+    assert sorted(lab.paths()) == [b"final", b"moved", b"moved"]
     assert site.status == Status("up")
 
 
@@ -274,7 +272,7 @@ async def test_rename_takes_what_was_renamed_in_while_it_was_stopped(lab: Lab) -
         async with lab.playing(ready="rename"):
             await lab.emitted(2, step=1.0)
             await lab.calm(300)
-    assert sorted(lab.keys()) == [b"fast", b"slow"]
+    assert sorted(lab.paths()) == [b"fast", b"slow"]
 
 
 async def test_sentinel_waits_for_the_sentinel(lab: Lab) -> None:
@@ -285,18 +283,18 @@ async def test_sentinel_waits_for_the_sentinel(lab: Lab) -> None:
         await lab.emitted(1)
         path = lab.put("later", age=100)
         await lab.calm(130)
-        assert lab.keys() == [b"whole"]
+        assert lab.paths() == [b"whole"]
         (lab.root / "later.done").touch()
         await lab.emitted(2)
-        while time.time_ns() - path.stat().st_ctime_ns < 20_000_000:  # a tick of the kernel's clock after the sentinel
-            await anyio.sleep(0.002)
+        # A tick of the kernel's clock after the sentinel.
+        await lab.site.wait_for(lambda: time.time_ns() - path.stat().st_ctime_ns > 20_000_000)
         path.write_text("half of the next")
         await lab.calm(130)
-        assert lab.keys() == [b"whole", b"later"]
+        assert lab.paths() == [b"whole", b"later"]
         os.utime(lab.root / "later.done")
         await lab.emitted(3)
         await lab.calm(70)
-    assert lab.keys() == [b"whole", b"later", b"later"]
+    assert lab.paths() == [b"whole", b"later", b"later"]
 
 
 # --- which files ---
@@ -314,7 +312,7 @@ async def test_include_exclude_and_the_always_ignored(lab: Lab) -> None:
             lab.put("in/h.jpg")
             await lab.emitted(3)
             await lab.calm(70)
-    assert sorted(lab.keys()) == [b"a.jpg", b"in/b.jpg", b"in/h.jpg"]
+    assert sorted(lab.paths()) == [b"a.jpg", b"in/b.jpg", b"in/h.jpg"]
 
 
 async def test_not_recursive(lab: Lab) -> None:
@@ -324,7 +322,7 @@ async def test_not_recursive(lab: Lab) -> None:
         await lab.emitted(1)
         lab.put("sub/c")
         await lab.calm(70)
-    assert lab.keys() == [b"a"]
+    assert lab.paths() == [b"a"]
 
 
 async def test_symlinks_are_never_followed_not_even_swapped_in(lab: Lab) -> None:
@@ -343,7 +341,7 @@ async def test_symlinks_are_never_followed_not_even_swapped_in(lab: Lab) -> None
         (lab.root / "sub").symlink_to(secret)
         lab.bring("other")
         await lab.calm(70)
-    assert lab.keys() == [b"sub/key", b"other"]
+    assert lab.paths() == [b"sub/key", b"other"]
     assert all(key.startswith((b"other", b"marker", b"/meta")) for key in lab.site.ledger)
 
 
@@ -357,11 +355,11 @@ async def test_hostile_names(lab: Lab) -> None:
         lab.bring(b"live\xff\n")
         await lab.emitted(len(names) + 1)
         await lab.calm(70)
-    assert sorted(lab.keys()) == sorted([b"d\xff/" + name for name in names] + [b"live\xff\n"])
+    assert sorted(lab.paths()) == sorted([b"d\xff/" + name for name in names] + [b"live\xff\n"])
     for body in lab.site.bodies:  # type: ignore[attr-defined]
         record = json.loads(body)["Records"][0]
         if "marker" not in record["eventd"]["path"]:
-            assert os.path.exists(record["eventd"]["path"])
+            os.stat(record["eventd"]["path"])
 
 
 async def test_md5_is_that_of_the_content(lab: Lab) -> None:
@@ -391,7 +389,7 @@ async def test_vanishing_files_and_folders_are_no_error(lab: Lab) -> None:
             stop.set()
             thread.join()
         lab.bring("after")
-        await site.wait_for(lambda: b"after" in lab.keys(), step=0.02)
+        await site.wait_for(lambda: b"after" in lab.paths(), step=0.02)
     assert {state.state for state in site.history} <= {"starting", "up"}
 
 
@@ -418,7 +416,7 @@ async def test_what_cannot_be_read_is_told_and_the_rest_goes_on(lab: Lab, monkey
         locked = False
         await site.wait_for(lambda: site.status.state == "up", step=1.0)
         await lab.calm(70)
-    assert sorted(lab.keys()) == [b"locked/a", b"open/b", b"open/c"]
+    assert sorted(lab.paths()) == [b"locked/a", b"open/b", b"open/c"]
 
 
 # --- stopping, crashing, pushing back ---
@@ -431,54 +429,46 @@ async def test_stopped_at_any_moment_and_started_again(lab: Lab) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(plugin.run, lab.site, lab.settings())
             for _ in range(turn * 3):
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
     async with lab.playing():
         await lab.emitted(600)
         await lab.calm(70)
-    assert len(lab.keys()) == len(set(lab.keys())) == 600
+    assert len(lab.paths()) == len(set(lab.paths())) == 600
+
+
+async def offered(lab: Lab, count: int) -> None:
+    """Start the trigger on a journal that answers nothing, and stop it when it has offered this much."""
+    async with lab.playing():
+        await lab.site.wait_for(lambda: lab.site.ledger)
+    lab.site.hold()
+    for number in range(count):
+        lab.put(f"f{number}")
+    site: Any = lab.site
+    async with lab.playing():
+        await site.wait_for(lambda: len(site.bodies) == count, step=0.02)
 
 
 @pytest.mark.parametrize("stored", [False, True])
 async def test_a_crash_between_the_offer_and_its_answer(lab: Lab, stored: bool) -> None:
-    for number in range(20):
-        lab.put(f"f{number}")
-    lab.site.hold()
-    async with anyio.create_task_group() as group:
-        group.start_soon(plugin.run, lab.site, lab.settings())
-        site: Any = lab.site
-        lab.site.release()
-        await lab.site.wait_for(lambda: b"/meta" in lab.site.ledger)
-        lab.site.hold()
-        await lab.site.wait_for(lambda: len(site.bodies) == 20)
-        lab.crash(stored=stored)
-        group.cancel_scope.cancel()
+    await offered(lab, 20)
+    lab.crash(stored=stored)
     assert len(lab.events) == (20 if stored else 0)
     async with lab.playing():
         lab.bring("more")
         await lab.emitted(21)
         await lab.calm(70)
-    assert len(lab.keys()) == len(set(lab.keys())) == 21
+    assert len(lab.paths()) == len(set(lab.paths())) == 21
 
 
 async def test_an_answer_that_never_came_is_no_second_event(lab: Lab) -> None:
-    lab.put("a")
-    lab.site.hold()
+    await offered(lab, 1)
     site: Any = lab.site
-    async with anyio.create_task_group() as group:
-        group.start_soon(plugin.run, lab.site, lab.settings())
-        lab.site.release()
-        await lab.site.wait_for(lambda: b"/meta" in lab.site.ledger)
-        lab.site.hold()
-        await lab.site.wait_for(lambda: len(site.bodies) == 1)
-        group.cancel_scope.cancel()
-    async with anyio.create_task_group() as group:  # the same site: the first offer is still on its way
-        group.start_soon(plugin.run, lab.site, lab.settings())
-        await lab.site.wait_for(lambda: len(site.bodies) == 2)
-        lab.site.release()
-        await lab.site.wait_for(lambda: len(lab.site.receipts) == 2)
-        group.cancel_scope.cancel()
-    assert [receipt.duplicate for receipt in lab.site.receipts] == [False, True]
+    async with lab.playing():  # the same journal: the first offer is still on its way
+        await site.wait_for(lambda: len(site.bodies) == 2, step=0.02)
+        site.release()
+        await site.wait_for(lambda: len(site.receipts) == 2)
+    assert [receipt.duplicate for receipt in site.receipts] == [False, True]
     assert len(lab.events) == 1
 
 
@@ -500,7 +490,7 @@ async def test_an_overloaded_journal_is_not_pressed_and_nothing_is_lost(lab: Lab
         await lab.emitted(701, step=1.0)
         await lab.calm(70)
         assert site.status == Status("up")
-    assert len(lab.keys()) == len(set(lab.keys())) == 701
+    assert len(lab.paths()) == len(set(lab.paths())) == 701
 
 
 async def test_a_change_while_its_event_is_on_the_way_is_not_lost(lab: Lab) -> None:
@@ -532,13 +522,13 @@ async def test_existing_ignore_is_for_the_very_first_start_only(lab: Lab) -> Non
         await lab.calm(70)
         lab.put("old3", "changed", age=3)
         await lab.emitted(2)
-    assert lab.keys() == [b"new", b"old3"]
+    assert lab.paths() == [b"new", b"old3"]
     lab.put("while-stopped")
     lab.crash()
     async with lab.playing(existing="ignore"):
         await lab.emitted(3)
         await lab.calm(70)
-    assert lab.keys() == [b"new", b"old3", b"while-stopped"]
+    assert lab.paths() == [b"new", b"old3", b"while-stopped"]
 
 
 async def test_existing_ignore_survives_a_crash_in_the_first_scan(lab: Lab) -> None:
@@ -551,7 +541,7 @@ async def test_existing_ignore_survives_a_crash_in_the_first_scan(lab: Lab) -> N
         group.cancel_scope.cancel()
     async with lab.playing(existing="ignore"):
         await lab.calm(70)
-    assert lab.keys() == []
+    assert lab.paths() == []
     assert len([key for key in lab.site.ledger if key.startswith(b"old")]) == 400
 
 
@@ -570,8 +560,8 @@ async def test_removed_files_have_an_event_when_asked_for(lab: Lab) -> None:
     async with lab.playing(events=["created", "removed"]):
         await lab.emitted(6)
         await lab.calm(70)
-    assert lab.keys("ObjectRemoved:Delete") == [b"a", b"d/b", b"c"]
-    assert len(lab.keys()) == 3
+    assert lab.paths("ObjectRemoved:Delete") == [b"a", b"d/b", b"c"]
+    assert len(lab.paths()) == 3
     assert [key for key in lab.site.ledger if not key.startswith((b"marker", b"/"))] == []
 
 
@@ -591,7 +581,7 @@ async def test_debounce_keeps_only_the_last_version_of_a_window(lab: Lab) -> Non
         for size in range(1, 6):
             lab.bring("a", "x" * size)
             await site.clock.advance(1.5)
-        assert lab.keys() == []
+        assert lab.paths() == []
         await lab.emitted(1, step=0.5)
         assert [one.data["Records"][0]["s3"]["object"]["size"] for one in lab.events] == [5]
         lab.bring("a", "x" * 9)
@@ -606,7 +596,7 @@ async def test_debounce_does_not_hold_a_busy_file_for_ever(lab: Lab) -> None:
             lab.bring("a", "x" * size)
             await site.clock.advance(0.5)
             await anyio.sleep(0.002)  # the scanning thread's turn; how often it gets one changes nothing
-            if lab.keys():
+            if lab.paths():
                 break
     assert 4.5 <= site.clock.monotonic() - began <= 12
 
@@ -640,7 +630,7 @@ async def test_another_folder_under_the_same_name(lab: Lab) -> None:
         await lab.emitted(3)
         await lab.calm(70)
         assert site.status == Status("up")
-    assert lab.keys() == [b"a", b"b", b"c"]
+    assert lab.paths() == [b"a", b"b", b"c"]
 
 
 async def test_a_folder_that_is_not_mounted_keeps_its_ledger(lab: Lab) -> None:
@@ -674,8 +664,8 @@ async def test_another_path_for_the_same_trigger_removes_nothing_loudly(lab: Lab
         await lab.emitted(2)
         await site.wait_for(lambda: b"a" not in site.ledger, step=0.02)
         await lab.calm(70)
-    assert lab.keys() == [b"a", b"b"]
-    assert lab.keys("ObjectRemoved:Delete") == []
+    assert lab.paths() == [b"a", b"b"]
+    assert lab.paths("ObjectRemoved:Delete") == []
 
 
 @pytest.mark.parametrize("broken", ["instance", "watch"])
@@ -716,7 +706,7 @@ async def play_loop(lab: Lab, site: FakeSite, begin: int, end: int) -> None:
     """Each file is made while the run of the one before it goes on."""
     for number in range(begin, end):
         lab.bring(f"out{number}")
-        await site.wait_for(lambda number=number: b"out%d" % number in lab.keys(), step=0.02)
+        await site.wait_for(lambda number=number: b"out%d" % number in lab.paths(), step=0.02)
         site.running_keys = [f"out{number}"]
 
 
@@ -727,7 +717,7 @@ async def test_a_function_that_feeds_its_own_folder_is_reported_and_never_held_b
         await play_loop(lab, site, 17, 20)
         assert {code for code, _ in site.warnings} == {"W-LOOP"}
         assert "feed its own folder" in site.status.why
-        assert len(lab.keys()) == 20
+        assert len(lab.paths()) == 20
         site.running_keys = []
         await site.clock.advance(120)
         await site.wait_for(lambda: site.status == Status("up"), step=1)
@@ -745,7 +735,7 @@ async def test_a_chain_ends_when_a_file_comes_while_nothing_runs(lab: Lab) -> No
         await play_loop(lab, site, 0, 15)
         site.running_keys = []
         lab.bring("alone")
-        await site.wait_for(lambda: b"alone" in lab.keys(), step=0.02)
+        await site.wait_for(lambda: b"alone" in lab.paths(), step=0.02)
         site.running_keys = ["alone"]
         for number in range(100, 110):
             lab.bring(f"x{number}")

@@ -13,11 +13,11 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 import pytest
+from eventd_plugins.directory import plugin
+from eventd_plugins.directory_settings import DirectorySettings
 
 from eventd.sdk import Event, EventdError, Receipt
 from eventd.testing.site import Emitted, FakeSite
-from eventd_plugins.directory import plugin
-from eventd_plugins.directory_settings import DirectorySettings
 
 
 class Site(FakeSite):
@@ -83,9 +83,9 @@ class Lab:
         """What is stored, without the markers of `calm`."""
         return [one for one in self.site.emitted if b"marker-" not in path_of(one.data)]
 
-    def keys(self, name: str = "ObjectCreated:Put") -> list[bytes]:
+    def paths(self, name: str = "ObjectCreated:Put") -> list[bytes]:
         """The paths of the stored events of one kind, in order."""
-        return [path_of(one.data) for one in self.events if one.data["Records"][0]["eventName"] == name]
+        return [path_of(one.data) for one in self.events if "Records" in one.data and one.data["Records"][0]["eventName"] == name]
 
     async def emitted(self, count: int, *, step: float = 0.02, timeout: float = 10.0) -> None:
         """Wait for that many events in all; virtual time passes by `step`."""

@@ -50,7 +50,9 @@ class World:
         self.chunks: list[OutputChunk] = []
         self.warnings: list[tuple[str, str]] = []
         daemon = DaemonSettings(handlers=str(folder), plugins=str(folder), state=str(folder / "state"))
-        settings = Settings(file="", daemon=daemon, control=ControlSettings(socket=""), history=HistorySettings(output_per_run=output_per_run))
+        settings = Settings(
+            file="", daemon=daemon, control=ControlSettings(socket=""), history=HistorySettings(output_per_run=output_per_run)
+        )
         self.pool = Pool(
             settings,
             boot="abcdefghij",

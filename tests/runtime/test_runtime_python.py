@@ -66,8 +66,16 @@ async def test_init_failures(tmp_path: Path, code: str, handler: str | None, kin
         ({"f.py": "def lambda_handler(event, context):\n    return 'lambda'\n"}, None, "lambda"),
         ({"f.py": HANDLER + "lambda_handler = None\n"}, None, "handler"),
         ({"f.py": "", "pkg/mod.py": "def go(event, context):\n    return 'slash'\n"}, "pkg/mod.go", "slash"),
-        ({"f.py": "", "pkg/__init__.py": "", "pkg/mod.py": "from . import x\ndef go(e, c): return x.v\n", "pkg/x.py": "v = 7\n"}, "pkg.mod.go", 7),
-        ({"f.py": "import helper\nclass C:\n    def __call__(self, e, c): return helper.v\nhandler = C()\n", "helper.py": "v = 8\n"}, None, 8),
+        (
+            {"f.py": "", "pkg/__init__.py": "", "pkg/mod.py": "from . import x\ndef go(e, c): return x.v\n", "pkg/x.py": "v = 7\n"},
+            "pkg.mod.go",
+            7,
+        ),
+        (
+            {"f.py": "import helper\nclass C:\n    def __call__(self, e, c): return helper.v\nhandler = C()\n", "helper.py": "v = 8\n"},
+            None,
+            8,
+        ),
         ({"f.py": "import python_worker\nhandler = python_worker.go\n", "python_worker.py": "def go(e, c): return 'mine'\n"}, None, "mine"),
     ],
 )
@@ -188,7 +196,9 @@ async def test_logging_in_lambdas_format(tmp_path: Path) -> None:
         await future
         text = it.output(task.run).decode()
         stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
-        assert re.match(rf"\[WARNING\]\t{stamp}\t{task.invocation}\tshown 1\n\[INFO\]\t{stamp}\t{task.invocation}\tnow shown\n\[ERROR\]", text)
+        assert re.match(
+            rf"\[WARNING\]\t{stamp}\t{task.invocation}\tshown 1\n\[INFO\]\t{stamp}\t{task.invocation}\tnow shown\n\[ERROR\]", text
+        )
         assert "not shown" not in text.replace("now shown", "")
         assert text.endswith("ZeroDivisionError: division by zero\n")
 
