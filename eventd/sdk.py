@@ -79,7 +79,7 @@ class Answer(Struct, frozen=True):
 
 
 class Settlement(Struct, frozen=True):
-    """Every invocation of an event with `notify` is settled. `ok`: none is dead. Repeated until acknowledged."""
+    """Every invocation of an event with `notify` is settled. `ok`: none is dead or was cancelled. Repeated until acknowledged."""
 
     owed: int
     event: str

@@ -101,7 +101,7 @@ def _meta(event: EventRow, members: list[int], failed: bool) -> EventMeta:
 
 
 def append(tables: Tables, fact: Fact, window_ms: int, owed: list[OwedRow]) -> None:
-    """Apply one fact. A fact about an invocation that is gone (settled by an earlier fact) changes nothing."""
+    """Apply one fact. A fact about an invocation that is gone, or the beginning of a dead one, changes nothing."""
     match fact:
         case Ended():
             _ended(tables, fact, owed)
@@ -129,7 +129,7 @@ def append(tables: Tables, fact: Fact, window_ms: int, owed: list[OwedRow]) -> N
 
 def _began(tables: Tables, seq: int, fact: Began) -> None:
     kept = tables.invocation(seq)
-    if kept is None:
+    if kept is None or kept.state is State.SETTLED:  # a dead one runs again only when it was redriven
         return
     kept.state = State.RUNNING
     kept.attempts += 1
@@ -202,7 +202,7 @@ def _gone(tables: Tables, seq: int) -> None:
     states = _others(tables, meta, seq)
     if not states:
         tables.drop_event(meta.seq)
-    elif any(state is not State.SETTLED for state in states) and not meta.failed:
+    elif not meta.failed:  # a dead one among the others may be redriven, and settle the event once more
         tables.mark_failed(meta)
 
 

@@ -38,6 +38,7 @@ class HistoryReads:
         give_up = time.monotonic() + PATIENCE
         try:
             with closing(apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # the writer's business
                 connection.set_busy_timeout(2000)
                 connection.set_progress_handler(lambda: time.monotonic() > give_up, 20_000)
                 return connection.execute(sql, tuple(bindings)).fetchall()

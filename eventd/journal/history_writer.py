@@ -5,6 +5,7 @@ WAL and `synchronous=FULL`: four commits a second cost nothing, and `store` must
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -266,7 +267,9 @@ class HistoryWriter:
         return self._connection
 
     def _connect(self) -> apsw.Connection:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # Only a file that nobody can have open yet: closing any descriptor of it would drop SQLite's locks in this process.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL", "busy_timeout = 2000", "mmap_size = 0"):
@@ -318,7 +321,8 @@ class HistoryWriter:
 
     def _trouble(self, error: Exception, jobs: Sequence[StoreJob]) -> None:
         """The batch goes on waiting; tell once, and ask the jobs to come again."""
-        self.close()
+        if not isinstance(error, (apsw.FullError, apsw.BusyError)):
+            self.close()
         told = _error(self._path, error)
         if not self.in_trouble:
             self.in_trouble = True

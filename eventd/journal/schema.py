@@ -3,7 +3,8 @@
 Schema facts. `events.data` is the last column, so that listings never touch a payload's overflow pages. A queue is one
 (binding, function) pair under a small number; `invocations` carries the number, its digest covers the names. Row numbers of
 states are those of `codec.STATES`; the partial indexes hold only what their readers look for: ready rows in the order of the
-queue, running rows, held rows, dead rows. `state` stands in those that are counted, so that counting reads no row. `dedup.seq` is the first event's seq, so the oldest rows are the lowest.
+queue, running rows, held rows, dead rows; `state` stands in those that are counted, so that counting reads no row.
+`dedup.seq` is the first event's seq, so the oldest rows are the lowest.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ CACHE_KIB: Final = 16 * 1024
 WAL_KEEP: Final = 16 * 1024**2
 
 PRAGMAS: Final[tuple[tuple[str, str | int, object], ...]] = (
+    ("locking_mode", "EXCLUSIVE", "exclusive"),
     ("page_size", 4096, 4096),
     ("auto_vacuum", "INCREMENTAL", 2),
-    ("locking_mode", "EXCLUSIVE", "exclusive"),
     ("journal_mode", "WAL", "wal"),
     ("synchronous", "FULL", 2),
     ("wal_autocheckpoint", 0, 0),
@@ -76,8 +77,9 @@ PRAGMAS: Final[tuple[tuple[str, str | int, object], ...]] = (
     ("cell_size_check", "ON", 1),
     ("trusted_schema", "OFF", 0),
 )
-"""Name, value, and what reading it back must give. Exclusive locking means that nothing else can open the file meanwhile and
-that no shared-memory file is needed. Checkpoints are ours alone: SQLite's automatic one swallows fsync errors."""
+"""Name, value, and what reading it back must give. Exclusive locking means that nothing else can open the file meanwhile, and
+no shared-memory file when it is set before the file is first looked at. Checkpoints are ours alone: SQLite's automatic one
+swallows fsync errors."""
 
 
 def set_pragma(connection: apsw.Connection, name: str, value: str | int, expected: object) -> None:

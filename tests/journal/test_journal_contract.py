@@ -463,6 +463,11 @@ async def test_facts_about_what_is_gone_change_nothing(handle: Handle) -> None:
     await handle.append(began(10, 77), ended(succeeded(10), retrying(77, 5), run=None), Acknowledged(9), Discarded((10,), 1))
     assert await handle.j.load() == before
     assert len(await handle.j.outbox(10)) == 1
+    await handle.accept(accepted(2))
+    await handle.append(ended(dead(20), run=None))
+    await handle.append(began(20))
+    assert (await handle.j.load()).running == ()
+    assert dict((await handle.j.load()).dead) == {"f": 1}
 
 
 async def test_text_that_is_not_unicode_is_refused_from_outside_and_mended_from_handlers(handle: Handle) -> None:

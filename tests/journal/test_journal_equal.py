@@ -136,7 +136,7 @@ async def play(handle: Handle, steps: list[Any]) -> tuple[list[Any], dict[str, A
     return told, found
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(histories())
 def test_sqlite_and_memory_agree(steps: list[Any]) -> None:
     async def both() -> None:

@@ -78,6 +78,8 @@ async def test_folder_and_files_are_private(tmp_path: Path) -> None:
     handle = await Handle("sqlite", loose).open()
     await handle.accept(accepted(1))
     assert stat.S_IMODE(loose.stat().st_mode) == 0o700
+    await handle.reopen()
+    await handle.accept(accepted(2))
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in loose.iterdir()}
     assert modes == dict.fromkeys(("journal.db", "journal.db-wal", "lock", "reserve"), 0o600)
     await handle.j.aclose()
