@@ -19,6 +19,8 @@ from typing import Final
 import anyio
 import anyio.abc
 from anyio import CapacityLimiter, to_thread
+
+from eventd.sdk import EventdError, Site, TriggerPlugin
 from eventd_plugins.directory_agenda import Agenda
 from eventd_plugins.directory_claims import Claims
 from eventd_plugins.directory_departures import Departures
@@ -30,8 +32,6 @@ from eventd_plugins.directory_notify import Notices
 from eventd_plugins.directory_rules import Hint, Row, Status, pack
 from eventd_plugins.directory_scan import RootChanged, Scan
 from eventd_plugins.directory_settings import DirectorySettings, batching, check
-
-from eventd.sdk import EventdError, Site, TriggerPlugin
 
 _ROOT_RETRY_S: Final = 1.0
 _LOOP_SHOWN_S: Final = 60.0

@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any, Final
 
 import anyio
+
+from eventd.sdk import Event, EventdError, Receipt, Site
 from eventd_plugins import directory_event as payload
 from eventd_plugins.directory_found import Found, Kind
 from eventd_plugins.directory_ledger import Ledger
@@ -26,8 +28,6 @@ from eventd_plugins.directory_rules import (
     paths_of_event_key,
     removal_id,
 )
-
-from eventd.sdk import Event, EventdError, Receipt, Site
 
 _WINDOW: Final = 512
 _LONGEST_WAIT_S: Final = 30.0

@@ -12,14 +12,14 @@ from typing import Final
 
 import anyio
 from anyio import CapacityLimiter, to_thread
+
+from eventd.sdk import Settlement, Site
 from eventd_plugins.directory_after import Leave, Left, leave
 from eventd_plugins.directory_claims import Claims
 from eventd_plugins.directory_health import Health
 from eventd_plugins.directory_ledger import Ledger
 from eventd_plugins.directory_rules import Row, Status, Version, pack, paths_of_event_key, version_of
 from eventd_plugins.directory_settings import DirectorySettings
-
-from eventd.sdk import Settlement, Site
 
 _AT_ONCE: Final = 64
 _THREADS: Final = 4
@@ -39,6 +39,7 @@ class Departures:
         self._health = health
         self._released = released
         self._busy: dict[bytes, anyio.Event] = {}
+        self._failing: set[int] = set()
         self._limiter = CapacityLimiter(_THREADS)
 
     @property
@@ -60,6 +61,7 @@ class Departures:
                 try:
                     await self._act(settlement)
                 except OSError as error:
+                    self._failing.add(settlement.owed)
                     self._health.set(
                         "after", f"a file cannot be deleted or moved: {error.strerror}: {error.filename or self._settings.path!r}"
                     )
@@ -68,6 +70,9 @@ class Departures:
                 else:
                     return
         finally:
+            self._failing.discard(settlement.owed)
+            if not self._failing:
+                self._health.clear("after")
             places.release()
 
     async def _act(self, settlement: Settlement) -> None:
@@ -80,7 +85,6 @@ class Departures:
         self._busy[path] = anyio.Event()
         try:
             await self._leave(settlement, path, version)
-            self._health.clear("after")
         finally:
             self._busy.pop(path).set()
             self._released(path)

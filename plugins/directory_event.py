@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
+
 from eventd_plugins.directory_rules import Version, object_key, sequencer_text
 
 

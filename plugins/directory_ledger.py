@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
-from eventd_plugins.directory_rules import Row, split, unpack
 
 from eventd.sdk import State
+from eventd_plugins.directory_rules import Row, split, unpack
 
 META: Final = b"/meta"
 """The one ledger key that is no path: relative paths never begin with a slash."""

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from eventd_plugins.directory_rules import Wanted, problem_of_glob
 from pydantic import AfterValidator, Field
 
 from eventd.sdk import Batching, Duration, Finding, Folder, PluginSettings
+from eventd_plugins.directory_rules import Wanted, problem_of_glob
 
 After = Literal["keep", "delete", "move"]
 

@@ -18,8 +18,8 @@ from eventd.core.retry import GiveUp, wait_ms
 from eventd.core.settle import moved, settle_run
 from eventd.core.signals import Decision, Dice, Signal, StopRun
 from eventd.core.starting import Starting
-from eventd.core.state import Dispatch, Function, Node
-from eventd.core.step import TRANSITIONS, count_end, evolve
+from eventd.core.state import SUSPECT_AFTER, TRIAL_S, Dispatch, Function, Node
+from eventd.core.step import TRANSITIONS, Alarm, count_end, evolve
 from eventd.model import End, Outcome, State
 
 
@@ -58,11 +58,9 @@ def decide(state: Dispatch, signal: Signal, now: int, mono: float, dice: Dice) -
             for row in rows:
                 step.redrive(row)
         case s.DiscardAsked(rows=rows):
-            step.forget_dead(rows)
-            step.facts.append(Discarded(tuple(row.seq for row in rows), now))
+            step.facts.append(Discarded(step.forget_dead(rows), now))
         case s.ExpireAsked(rows=rows):
-            step.forget_dead(rows)
-            step.facts.append(Expired(tuple(row.seq for row in rows)))
+            step.facts.append(Expired(step.forget_dead(rows)))
         case s.StartsAllowed(allowed=allowed, calls=calls):
             state.starts_allowed, state.calls_allowed = allowed, calls
             step.wake_all()
@@ -72,9 +70,14 @@ def decide(state: Dispatch, signal: Signal, now: int, mono: float, dice: Dice) -
             step.booted(signal)
         case s.ClockStepped(step_ms=step_ms):
             step.clock_stepped(step_ms)
+        case s.Confirmed(seqs=seqs):
+            step.confirmed(seqs)
         case _:
             assert_never(signal)
-    step.fill()
+    if state.ring or state.trial_until is not None:
+        step.fill()
+    if step.changed:
+        step.then.append(s.Confirm(tuple(step.changed)))
     return Decision(step.facts, step.effects, step.then)
 
 
@@ -93,11 +96,12 @@ class _Step(Starting):
         self.state.running -= 1
         function.running -= 1
         function.durable_running -= len(run.members)
-        if queue.trigger is not None:
-            queue.trigger.running -= 1
-            waiting, queue.trigger.waiting = queue.trigger.waiting, {}
-            for other in waiting:
-                self.wake(other)
+        if run.trigger is not None:
+            run.trigger.running -= 1
+            if run.trigger.waiting:
+                waiting, run.trigger.waiting = run.trigger.waiting, {}
+                for other in waiting:
+                    self.wake(other)
         if run.members:
             self.settle(run.members, signal)
             self.wake(queue)
@@ -112,25 +116,20 @@ class _Step(Starting):
             if self.state.suspect == node.seq:
                 self.next_suspect()
 
-    def next_suspect(self) -> None:
-        self.state.suspect = None
-        waiting, self.state.suspects = self.state.suspects, []
-        for node in waiting:
-            if not node.gone:
-                node.queue.ready.push(node.due, node.seq, node)
-                self.wake(node.queue)
-
     # --- what people ask ---
 
     def cancel(self, row: InvocationRow) -> None:
         node = self.state.nodes.get(row.seq)
         if node is None:
-            if row.state in (State.WAITING, State.RETRYING):
+            if row.state in (State.WAITING, State.RETRYING) and row.seq not in self.state.unsure:
                 queue = self.state.queue(row.binding, row.function)
                 move = moved(row.seq, GiveUp(End.CANCELLED, None, row.attempts, row.lost), self.now)
                 self.facts.append(Ended(None, (move,)))
                 queue.rest = max(0, queue.rest - 1)
                 count_end(queue, End.CANCELLED)
+                self.unsure(row.seq)
+                if queue.in_flight:
+                    queue.settled_in_flight.add(row.seq)
                 if row.key is not None:
                     self.unlock(queue, row.key, row.seq)
                     self.wake(queue)
@@ -139,10 +138,12 @@ class _Step(Starting):
             self.effects.append(StopRun(node.run, Outcome.CANCELLED))
         else:
             self.give_up(node, GiveUp(End.CANCELLED, None, node.attempts, node.lost))
+            self.wake(node.queue)
 
     def redrive(self, row: InvocationRow) -> None:
-        if row.state is not State.SETTLED or row.end is not End.DEAD:
+        if not self.is_dead(row):
             return
+        self.unsure(row.seq)
         self.facts.append(Ended(None, (Moved(row.seq, State.WAITING, 0, 0, self.now, self.now),)))
         queue = self.state.queue(row.binding, row.function)
         queue.function.dead -= 1
@@ -153,9 +154,16 @@ class _Step(Starting):
         )
         self.put(queue, again)
 
-    def forget_dead(self, rows: tuple[InvocationRow, ...]) -> None:
-        for row in rows:
+    def is_dead(self, row: InvocationRow) -> bool:
+        """Whether a row that was read as dead still is: another person may have redriven or discarded it meanwhile."""
+        return row.end is End.DEAD and row.seq not in self.state.nodes and row.seq not in self.state.unsure
+
+    def forget_dead(self, rows: tuple[InvocationRow, ...]) -> tuple[int, ...]:
+        dead = [row for row in rows if self.is_dead(row)]
+        for row in dead:
             self.state.function(row.function).dead -= 1
+            self.unsure(row.seq)
+        return tuple(row.seq for row in dead)
 
     def pause(self, signal: s.PauseAsked) -> None:
         pauses, item = self.state.pauses, (signal.kind, signal.name)
@@ -182,6 +190,8 @@ class _Step(Starting):
             state.queue(rule.name, rule.function)
         for function in state.functions.values():
             function.rule = rules.functions.get(function.name)
+            if function.rule is not None:
+                function.retry = function.rule.retry
             self.reconfigure(function)
 
     def reconfigure(self, function: Function) -> None:
@@ -205,9 +215,9 @@ class _Step(Starting):
             queue.function.open += view.open
             queue.rest = view.open
             queue.next_due = view.next_due
-            longest = max((wait_ms(queue.retry, n) for n in range(1, len(queue.retry.waits_ms) + 1)), default=0)
-            if view.next_due is not None and view.next_due > self.now + longest:
-                queue.stretch_ms = view.next_due - self.now
+            queue.fresh = True
+            queue.stretch_ms = queue.longest_ms
+            queue.set_back_at = self.now
         for lost in signal.running:
             queue = state.queue(lost.row.binding, lost.row.function)
             queue.open += 1
@@ -223,19 +233,40 @@ class _Step(Starting):
             together.setdefault(lost.run, []).append(state.nodes[lost.row.seq])
         for run, members in together.items():
             self.settle(members, s.RunEnded(run, Outcome.LOST, records[run]))
+        if signal.running:
+            self.try_suspects()
         self.wake_all()
+
+    def try_suspects(self) -> None:
+        """After a death of the daemon, what was lost again and again goes first, by itself (see TRIAL_S)."""
+        state = self.state
+        state.suspects = sorted((node for node in state.nodes.values() if node.lost >= SUSPECT_AFTER), key=lambda node: node.seq)
+        for queue in state.queues.values():
+            others = [node for node in queue.ready if isinstance(node, Node) and node.lost < SUSPECT_AFTER]
+            queue.ready = state.heap()
+            for node in others:
+                queue.ready.push(node.due, node.seq, node)
+        state.trial_until = self.mono + TRIAL_S
+        over = self.now + round(TRIAL_S * 1000)
+        state.alarm_number += 1
+        state.alarms.push(over, state.alarm_number, Alarm(next(iter(state.queues.values()))))
 
     def clock_stepped(self, step_ms: int) -> None:
         for queue in self.state.queues.values():
             queue.alarm_at = None
             if step_ms < 0:
                 queue.stretch_ms = max(queue.stretch_ms, -step_ms)
-                nodes = [node for node in queue.later if isinstance(node, Node)]
-                queue.later = self.state.heap()
-                for node in nodes:
+                queue.set_back_at = self.now
+                later = [node for node in queue.later if isinstance(node, Node)]
+                ready = [node for node in queue.ready if isinstance(node, Node)]
+                queue.later, queue.ready = self.state.heap(), self.state.heap()
+                for node in later:
                     wait = wait_ms(queue.retry, node.attempts) if node.attempts else max(0, node.due - node.accepted_at)
                     node.due = min(node.due, self.now + wait)
                     queue.later.push(node.due, node.seq, node)
+                for node in ready:  # its place in the queue and its batch's window count from its due time
+                    node.due = min(node.due, self.now)
+                    queue.ready.push(node.due, node.seq, node)
         for function in self.state.functions.values():
             function.alarm_at = None
         self.wake_all()

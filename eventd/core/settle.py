@@ -25,8 +25,8 @@ def _settle(node: Node, queue: Queue, ended: RunEnded, now: int, dice: Dice, sol
         outcome = Outcome.FAILED
     elif outcome is Outcome.CANCELLED and not node.cancelled:
         outcome = Outcome.INTERRUPTED  # another member of this batch was cancelled, not this one
-    elif node.cancelled and outcome is Outcome.INTERRUPTED:
-        outcome = Outcome.CANCELLED
+    elif node.cancelled and outcome is not Outcome.SUCCEEDED:
+        outcome = Outcome.CANCELLED  # however it was stopped or failed in that moment: it is not retried
     next_step = after(
         outcome,
         attempts=node.attempts,

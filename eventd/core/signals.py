@@ -170,13 +170,19 @@ class ClockStepped(Struct, frozen=True):
     step_ms: int
 
 
+class Confirmed(Struct, frozen=True):
+    """The answer to `Confirm`: rows read from the journal from now on know of these changes."""
+
+    seqs: tuple[int, ...]
+
+
 class Tick(Struct, frozen=True):
     """Time has passed: look at what has become due and at calls that have waited too long."""
 
 
 Signal = (
     Booted | Configured | Arrived | Called | CallerGone | RunEnded | Paged | Available | PauseAsked | CancelAsked | RedriveAsked
-    | DiscardAsked | ExpireAsked | StartsAllowed | ClockStepped | Tick
+    | DiscardAsked | ExpireAsked | StartsAllowed | ClockStepped | Confirmed | Tick
 )  # fmt: skip
 
 # --- effects ---
@@ -226,7 +232,13 @@ class StopRun(Struct, frozen=True):
     outcome: Outcome
 
 
-Effect = Start | Refuse | Page | StopRun
+class Confirm(Struct, frozen=True):
+    """Say `Confirmed` once these changes, made without a run, are durable and every row read before has been used."""
+
+    seqs: tuple[int, ...]
+
+
+Effect = Start | Refuse | Page | StopRun | Confirm
 
 
 class Decision(Struct, gc=False):

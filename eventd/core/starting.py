@@ -18,6 +18,8 @@ class Starting(Step):
     def fill(self) -> None:
         """Give every free slot to the next function in turn."""
         state = self.state
+        if state.trial_until is not None and self.trial():
+            return
         while state.ring and state.running < state.concurrency:
             if not state.starts_allowed:
                 return
@@ -36,6 +38,48 @@ class Starting(Step):
             if self.start_one(function):
                 self.ring(function)
 
+    def trial(self) -> bool:
+        """Start the next suspect when none runs. False: there is none left, or the time is over, and all may go on.
+
+        Suspects that did not come up before the last death are found on the first pages.
+        """
+        state = self.state
+        while state.suspect is None and state.suspects and state.starts_allowed:
+            node = state.suspects.pop(0)
+            if node.gone:
+                continue
+            if self.may_start(node):
+                state.suspect = node.seq
+                self.start_run(node.queue, [node], 0)
+            else:  # paused, gone, or without a slot: its turn comes as any other's
+                node.queue.ready.push(node.due, node.seq, node)
+                self.wake(node.queue)
+        looking = state.suspect is not None or (state.starts_allowed and any(queue.in_flight for queue in state.queues.values()))
+        if looking and state.trial_until is not None and self.mono < state.trial_until:
+            return True
+        state.trial_until = None
+        if state.suspect is None:
+            self.next_suspect()
+        return False
+
+    def next_suspect(self) -> None:
+        """No suspect runs any more: the others go back into their queues, and the first of them to come up is the next."""
+        self.state.suspect = None
+        if self.state.trial_until is not None:
+            return  # `trial` starts the next one
+        waiting, self.state.suspects = self.state.suspects, []
+        for node in waiting:
+            if not node.gone:
+                node.queue.ready.push(node.due, node.seq, node)
+                self.wake(node.queue)
+
+    def may_start(self, node: Node) -> bool:
+        queue, function = node.queue, node.queue.function
+        free = queue.active and function.running < function.cap and self.state.running < self.state.concurrency
+        full = queue.trigger is not None and queue.trigger.full
+        mine = node.key is None or queue.locks.get(node.key, node.seq) == node.seq
+        return free and mine and not full and not function.rate_wait(self.mono)
+
     def start_one(self, function: Function) -> bool:
         function.turn += 1
         if function.calls and (function.turn % EVERY_NTH_DURABLE or not function.turns):
@@ -49,6 +93,7 @@ class Starting(Step):
                 continue
             trigger = call.queue.trigger
             if trigger is not None and trigger.full:
+                trigger.waiting[call.queue] = None
                 function.calls.append(call)
                 continue
             self.state.waiting.pop(call.call, None)

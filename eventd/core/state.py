@@ -27,7 +27,12 @@ EVERY_NTH_DURABLE = 4
 SUSPECT_AFTER = 2
 """`lost` runs in a row after which an invocation runs only while no other such one does: when the daemon dies a third
 time, only the guilty one is condemned (promise 10)."""
+TRIAL_S = 0.5
+"""After a death of the daemon the suspects run first, one by one, and no other durable work starts beside them, for so long at
+most: whoever kills it then is guilty, and an innocent that shared its earlier deaths is not condemned by a second poison."""
 
+NEVER = 1 << 62
+"""Later than any due time."""
 START: tuple[int, int] = (-1, -1)
 
 
@@ -85,8 +90,8 @@ class Queue:
     """Open work of one (binding, function) pair."""
 
     __slots__ = (
-        "active", "alarm_at", "binding", "blocked", "blocked_count", "cursor", "function", "in_flight", "in_turn", "later", "locks",
-        "low", "next_due", "open", "ready", "rest", "rule", "settled_in_flight", "stretch_ms", "trigger",
+        "active", "alarm_at", "binding", "blocked", "blocked_count", "cursor", "fresh", "function", "in_flight", "in_turn", "later",
+        "locks", "low", "next_due", "open", "ready", "rest", "rule", "set_back_at", "settled_in_flight", "stretch_ms", "trigger",
     )  # fmt: skip
 
     def __init__(self, binding: str | None, function: Function, heap: type[Heap]) -> None:
@@ -109,17 +114,22 @@ class Queue:
         """The smallest row put to rest since the page in flight was asked for."""
         self.next_due: int | None = None
         self.in_flight = False
+        self.fresh = False
+        """Nothing was fetched since the boot. The first page takes what is not due yet too: who holds a key is among it."""
         self.settled_in_flight: set[int] = set()
         """What ended without a run since that page was asked for; the page may still show it as waiting."""
         self.in_turn = False
         self.alarm_at: int | None = None
         self.stretch_ms = 0
+        """Rows that become due within this time are fetched early: the clock may have been set back by so much."""
+        self.set_back_at: int | None = None
+        """When the clock was last found set back, or may have been (a boot)."""
 
     @property
     def retry(self) -> Retry:
         if self.rule is not None and self.rule.retry is not None:
             return self.rule.retry
-        return self.function.rule.retry if self.function.rule is not None else Retry()
+        return self.function.retry
 
     @property
     def max_age_ms(self) -> int:
@@ -128,17 +138,21 @@ class Queue:
         return self.function.rule.max_event_age_ms if self.function.rule is not None else 0
 
     @property
+    def longest_ms(self) -> int:
+        """The longest wait between two attempts."""
+        return max(self.retry.waits_ms, default=0)
+
+    @property
     def batch_size(self) -> int:
         return self.rule.batch_size if self.rule is not None else 1
 
-    @property
-    def held_in_memory(self) -> int:
-        return len(self.ready) + len(self.later) + self.blocked_count
-
     def bounded_due(self, row: InvocationRow, now: int) -> int:
-        """The row's due time, but never later than now + the wait it was given (D14: the clock may have been set back)."""
+        """The row's due time, but not later than its wait after the clock was set back (D14)."""
         wait = wait_ms(self.retry, row.attempts) if row.attempts else max(0, row.due_at - row.accepted_at)
-        return min(row.due_at, now + wait)
+        if row.due_at <= now + wait:
+            return row.due_at
+        since = now if self.set_back_at is None else min(now, self.set_back_at)
+        return max(now, since + wait)
 
 
 class Call:
@@ -157,13 +171,15 @@ class Function:
     """A function's slots, its queues with ready work, its waiting calls."""
 
     __slots__ = (
-        "alarm_at", "available", "calls", "dead", "durable_running", "ends", "in_ring", "name", "open", "paused", "queues", "rule", "running", "starts",
-        "turn", "turns",
+        "alarm_at", "available", "calls", "dead", "durable_running", "ends", "in_ring", "name", "open", "paused", "queues", "retry",
+        "rule", "running", "starts", "turn", "turns",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.rule: FunctionRule | None = None
+        self.retry = Retry()
+        """Of the last rule: what is held while the function is gone keeps its waits."""
         self.running = 0
         self.durable_running = 0
         """Invocations (not runs: a batch is several) of the durable lane that are running."""
@@ -223,15 +239,16 @@ class Trigger:
 
 
 class Run:
-    """A run that holds a slot."""
+    """A run that holds a slot, also of the trigger its queue had when it started: a reload may take the binding away."""
 
-    __slots__ = ("call", "function", "id", "lane", "members", "queue")
+    __slots__ = ("call", "function", "id", "lane", "members", "queue", "trigger")
 
     def __init__(self, id: str, lane: Lane, queue: Queue, members: list[Node], call: int) -> None:
         self.id = id
         self.lane = lane
         self.queue = queue
         self.function = queue.function
+        self.trigger = queue.trigger
         self.members = members
         self.call = call
 
@@ -258,6 +275,11 @@ class Dispatch:
         """seq of the one running invocation that was lost SUSPECT_AFTER times in a row."""
         self.suspects: list[Node] = []
         """Further suspects, waiting for their turn to run alone among suspects."""
+        self.trial_until: float | None = None
+        """Monotonic seconds: until then only suspects start in the durable lane."""
+        self.unsure: dict[int, int] = {}
+        """seq -> how many changes without a run (a cancel, a redrive, ...) are on their way to the disk. A row of such an
+        invocation that people name may have been read before the change."""
         self.starts_allowed = True
         self.calls_allowed = True
 

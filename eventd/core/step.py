@@ -8,7 +8,7 @@ from eventd.core.facts import Began, Ended, Fact, InvocationRow, Moved
 from eventd.core.retry import GiveUp
 from eventd.core.settle import moved
 from eventd.core.signals import Dice, Effect, Page, Paged, Refuse
-from eventd.core.state import LOW, WINDOW, Call, Dispatch, Function, Node, Queue
+from eventd.core.state import LOW, NEVER, SUSPECT_AFTER, WINDOW, Call, Dispatch, Function, Node, Queue
 from eventd.model import End, Refusal, State
 
 TRANSITIONS: dict[State, frozenset[State]] = {
@@ -69,7 +69,7 @@ class Alarm:
 class Step:
     """Facts and effects collected while one signal is answered."""
 
-    __slots__ = ("dice", "effects", "facts", "mono", "now", "state", "then")
+    __slots__ = ("changed", "dice", "effects", "facts", "mono", "now", "state", "then")
 
     def __init__(self, state: Dispatch, now: int, mono: float, dice: Dice) -> None:
         self.state = state
@@ -79,6 +79,8 @@ class Step:
         self.facts: list[Fact] = []
         self.effects: list[Effect] = []
         self.then: list[Effect] = []
+        self.changed: list[int] = []
+        """What this decision changes without a run."""
 
     # --- arrivals ---
 
@@ -117,7 +119,7 @@ class Step:
 
     def paged(self, signal: Paged) -> None:
         queue = self.state.queue(signal.binding, signal.function)
-        queue.in_flight = False
+        queue.in_flight = queue.fresh = False
         for row in signal.rows:
             queue.cursor = max(queue.cursor, (row.due_at, row.seq))
             if row.seq in self.state.nodes or row.seq in queue.settled_in_flight:
@@ -126,7 +128,12 @@ class Step:
             node = Node(row, queue)
             node.due = queue.bounded_due(row, self.now)
             self.state.nodes[row.seq] = node
-            (queue.ready if node.due <= self.now else queue.later).push(node.due, row.seq, node)
+            if row.serial and row.key is not None and row.state is State.RETRYING:
+                queue.locks.setdefault(row.key, row.seq)  # between two attempts it holds its key, through a restart too
+            if node.lost >= SUSPECT_AFTER and self.state.trial_until is not None:
+                self.state.suspects.append(node)
+            else:
+                (queue.ready if node.due <= self.now else queue.later).push(node.due, row.seq, node)
         if queue.low is not None:
             queue.cursor = min(queue.cursor, queue.low)
             due = queue.low[0]
@@ -167,19 +174,24 @@ class Step:
         if size <= 1 or queue.rule is None or len(queue.ready) >= size:
             return True
         due, _, node = queue.ready.peek()
-        closes = due + queue.rule.batch_window_ms
-        if closes <= self.now or (isinstance(node, Node) and node.solo):
+        assert isinstance(node, Node)
+        window = queue.rule.batch_window_ms
+        closes = min(due + window, max(due, node.accepted_at + window))  # what has waited for its batch once does not do so again
+        if closes <= self.now or node.solo:
             return True
         self.alarm(queue, closes)
         return False
 
     def top_up(self, queue: Queue) -> None:
-        if not queue.rest or queue.in_flight or len(queue.ready) >= LOW or queue.held_in_memory >= 4 * WINDOW:
+        if not queue.rest or queue.in_flight or len(queue.ready) >= LOW or queue.blocked_count >= 2 * WINDOW:
             return
-        horizon = self.now + queue.stretch_ms
+        early = queue.stretch_ms if len(queue.later) < WINDOW else 0
+        horizon = NEVER if queue.fresh else self.now + early
         if queue.next_due is not None and queue.next_due > horizon:
-            self.alarm(queue, queue.next_due - queue.stretch_ms)
-            return
+            if queue.next_due <= self.now + queue.longest_ms or len(queue.later) >= 2 * WINDOW:
+                self.alarm(queue, queue.next_due - early)
+                return
+            horizon = queue.next_due + queue.longest_ms  # further off than any wait: the clock has been set back since
         queue.in_flight = True
         self.then.append(Page(queue.binding, queue.function.name, queue.cursor, horizon, max(WINDOW, queue.batch_size)))
 
@@ -257,6 +269,7 @@ class Step:
         for other in queue.blocked.pop(key, ()):
             queue.blocked_count -= 1
             if not other.gone:
+                other.due = min(other.due, self.now)
                 queue.ready.push(other.due, other.seq, other)
 
     def give_up(self, node: Node, end: GiveUp) -> None:
@@ -265,4 +278,17 @@ class Step:
         self.facts.append(Ended(None, (move,)))
         evolve(self.state, move)
         node.gone = True
+        self.unsure(node.seq)
         self.after_move(node)
+
+    # --- what is on its way to the disk ---
+
+    def unsure(self, seq: int) -> None:
+        self.changed.append(seq)
+        self.state.unsure[seq] = self.state.unsure.get(seq, 0) + 1
+
+    def confirmed(self, seqs: tuple[int, ...]) -> None:
+        for seq in seqs:
+            left = self.state.unsure.pop(seq) - 1
+            if left:
+                self.state.unsure[seq] = left

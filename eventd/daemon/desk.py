@@ -3,160 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
 import msgspec
 
-from eventd import __version__
-from eventd.control.metrics import Counters, Gauges, render_metrics
+from eventd.control.metrics import Counters
 from eventd.core import signals as s
-from eventd.daemon.engine import Engine, Pending, refusal_error
-from eventd.daemon.intake import Intake
+from eventd.daemon.engine import Engine, Pending
+from eventd.daemon.intake import Intake, encoded
 from eventd.daemon.listing import merged_events
+from eventd.daemon.mistakes import Mistakes
 from eventd.daemon.outbox import Outbox
+from eventd.daemon.refusals import refusal_error
 from eventd.daemon.reload import Reloader
 from eventd.daemon.sources import Sources
+from eventd.daemon.standing import Standing
 from eventd.errors import EventdError
 from eventd.model import Outcome, Refusal, RunRecord, State
-from eventd.ports import History, Json, JournalReads, Page, Pool, Query, Ran
+from eventd.ports import History, JournalReads, Json, Page, Pool, Query, Ran
 from eventd.sdk import Answer, Receipt
 from eventd.telemetry import price_usd, record_dict, report_line, rfc3339
 
 SELECT_MAX = 10_000
 """Dead invocations that one redrive or discard takes; ask again for more."""
-STALE_S = 5.0
-"""A loop that has not beaten for this long is not healthy."""
 DAY_MS = 86_400_000
 
 
-class Desk:
+class Desk(Standing):
     """Implements `eventd.ports.Control` in the daemon's process. Every method may be called at any time by many callers."""
 
     def __init__(
         self, *, engine: Engine, intake: Intake, sources: Sources, pool: Pool, reads: JournalReads, history: History, outbox: Outbox,
-        reloader: Reloader, counters: Counters, started_at: int,
+        reloader: Reloader, counters: Counters, started_at: int, mistakes: Mistakes | None = None,
     ) -> None:  # fmt: skip
-        self.engine = engine
+        super().__init__(
+            engine=engine, sources=sources, pool=pool, reads=reads, reloader=reloader, counters=counters, started_at=started_at,
+            mistakes=mistakes,
+        )  # fmt: skip
         self.intake = intake
-        self.sources = sources
-        self.pool = pool
-        self.reads = reads
         self.history = history
         self.outbox = outbox
-        self.reloader = reloader
-        self.counters = counters
-        self.started_at = started_at
-        self.phase = "starting"
-        """starting, ready, draining or drained."""
-        self.failed: EventdError | None = None
-        self.http: tuple[str, ...] = ()
-        self.control: tuple[str, ...] = ()
 
-    # --- how things stand ---
-
-    @property
-    def state(self) -> str:
-        if self.phase != "ready":
-            return self.phase
-        degraded = any(self.sources.state(name)[0] == "degraded" for name in self.sources.settings.triggers)
-        return "degraded" if degraded or not self.reloader.ok else "ready"
-
-    async def status(self) -> Json:
-        settings = self.sources.settings
-        stats = self.reads.stats()
-        state = self.engine.state
-        return {
-            "state": self.state,
-            "version": __version__,
-            "pid": os.getpid(),
-            "boot": self.engine.boot,
-            "started_at": rfc3339(self.started_at),
-            "config": {
-                "file": settings.file,
-                "loaded_at": rfc3339(self.reloader.loaded_at),
-                "ok": self.reloader.ok,
-                "problems": [msgspec.to_builtins(problem) for problem in self.reloader.problems],
-            },
-            "functions": [self._function(name) for name in sorted(settings.functions)],
-            "triggers": [self._trigger(name) for name in sorted(settings.triggers)],
-            "bindings": [self._binding(name) for name in sorted(settings.bindings)],
-            "journal": {
-                "bytes": stats.bytes,
-                "limit": stats.limit,
-                "open": self.engine.open,
-                "owed": self.outbox.owed,
-                "dead": sum(function.dead for function in state.functions.values()),
-            },
-            "running": state.running,
-            "concurrency": settings.daemon.concurrency,
-            "listen": {"http": list(self.http), "control": list(self.control)},
-        }
-
-    def _function(self, name: str) -> Json:
-        settings = self.sources.settings.functions[name]
-        view = self.pool.view(name)
-        held = self.engine.state.functions.get(name)
-        row: Json = {
-            "function": name,
-            "origin": settings.origin,
-            "runtime": settings.runtime,
-            "state": "paused" if held is not None and held.paused else view.state if view is not None else "missing",
-            "error": view.error if view is not None else "",
-            "version": view.version if view is not None else "",
-            "concurrency": settings.concurrency,
-            "running": held.running if held is not None else 0,
-            "waiting": held.waiting if held is not None else 0,
-            "workers": view.idle + view.busy + view.starting if view is not None else 0,
-            "dead": held.dead if held is not None else 0,
-        }
-        if view is not None and view.advice:
-            row["advice"] = view.advice
-        return row
-
-    def _trigger(self, name: str) -> Json:
-        state, error = self.sources.state(name)
-        accepted = self.counters.accepted_by.get(name, 0)
-        kind = self.sources.settings.triggers[name].type
-        return {"trigger": name, "type": kind, "state": state, "error": error, "accepted": accepted}
-
-    def _binding(self, name: str) -> Json:
-        settings = self.sources.settings.bindings[name]
-        queue = self.engine.state.queues.get((name, settings.function))
-        paused = settings.paused or ("binding", name) in self.engine.state.pauses
-        state = "paused" if paused else "ready" if queue is not None and queue.active else "held"
-        return {"binding": name, "trigger": settings.trigger, "function": settings.function, "state": state}
-
-    async def metrics(self) -> bytes:
-        state = self.engine.state
-        for name, function in state.functions.items():
-            self.counters.function(name).settled = {str(end): count for end, count in function.ends.items()}
-        workers: dict[tuple[str, str], int] = {}
-        for name in self.sources.settings.functions:
-            if (view := self.pool.view(name)) is not None:
-                workers |= {(name, "idle"): view.idle, (name, "busy"): view.busy, (name, "starting"): view.starting}
-        gauges = Gauges(
-            open=state.open_by_function(),
-            workers=workers,
-            trigger_up={name: self.sources.state(name)[0] == "up" for name in self.sources.settings.triggers},
-            journal_bytes=self.reads.stats().bytes,
-            owed=self.outbox.owed,
-            loop_lag_s=self.engine.lag_s,
-        )
-        return render_metrics(self.counters, gauges)
-
-    async def health(self) -> tuple[bool, str]:
-        if self.failed is not None:
-            return False, str(self.failed)
-        late = self.engine.clock.monotonic() - self.engine.beat_at
-        return (True, "") if late < STALE_S else (False, f"the event loop has not moved for {late:.1f} s")
-
-    async def readiness(self) -> tuple[bool, str]:
-        if self.failed is not None:
-            return False, str(self.failed)
-        return (True, "") if self.phase == "ready" else (False, f"the daemon is {self.phase}")
+    def _begun(self) -> None:
+        """What the journal holds is known only once the start is over: before that nothing is run or changed."""
+        if self.phase == "starting":
+            raise EventdError("E-STARTING", "the daemon is still starting.", "Ask again in a moment.")
 
     # --- looking things up ---
 
@@ -168,7 +61,8 @@ class Desk:
         await self.outbox.flush()
         found = await self.history.run(run)
         if found is None:
-            raise EventdError("E-NOTFOUND", f"there is no run '{run}'.", "Run 'eventd runs' to see them; old ones are deleted after [history] runs.")
+            hint = "Run 'eventd runs' to see them; old ones are deleted after [history] runs."
+            raise EventdError("E-NOTFOUND", f"there is no run '{run}'.", hint)
         return found
 
     async def events(self, query: Query) -> Json:
@@ -215,9 +109,11 @@ class Desk:
         self, function: str, payload: bytes, *, asynchronous: bool = False, id: str | None = None, wait_ms: int | None = None,
         tail: bool = False,
     ) -> Json:  # fmt: skip
+        self._begun()
         name, _, qualifier = function.partition(":")
         if name not in self.sources.settings.functions or qualifier not in ("", "$LATEST"):
             raise _no_function(function)
+        payload = encoded(payload)
         if asynchronous:
             return await self._invoke_async(name, payload, id)
         told: list[tuple[RunRecord, Ran]] = []
@@ -240,6 +136,8 @@ class Desk:
         if answers[0].refusal is not None:
             raise refusal_error(answers[0].refusal, name)
         await asyncio.sleep(0)  # the record is told right after the answer
+        if not told:
+            raise EventdError("E-INTERNAL", f"a run of function '{name}' has ended without its record.", "The daemon's log has the cause.")
         record, ran = told[0]
         if record.outcome is Outcome.INTERRUPTED:
             raise refusal_error(Refusal.DRAINING, name)
@@ -269,19 +167,23 @@ class Desk:
         return {"event": answers[0].event, "invocation": invocation}
 
     async def redrive(self, query: Query, dry_run: bool = False) -> Json:
-        rows = await self.reads.dead_seqs(query, SELECT_MAX)
-        self._matched(rows, query)
-        if not dry_run:
-            self.engine.tell(s.RedriveAsked(tuple(rows)))
-            await self._stored()
+        self._begun()
+        async with self.outbox.choosing:
+            rows = await self.reads.dead_seqs(query, SELECT_MAX)
+            self._matched(rows, query)
+            if not dry_run:
+                self.engine.tell(s.RedriveAsked(tuple(rows)))
+                await self._stored()
         return {"redriven": len(rows), "invocations": [row.id for row in rows]}
 
     async def discard(self, query: Query, dry_run: bool = False) -> Json:
-        rows = await self.reads.dead_seqs(query, SELECT_MAX)
-        self._matched(rows, query)
-        if not dry_run:
-            self.engine.tell(s.DiscardAsked(tuple(rows)))
-            await self._stored()
+        self._begun()
+        async with self.outbox.choosing:
+            rows = await self.reads.dead_seqs(query, SELECT_MAX)
+            self._matched(rows, query)
+            if not dry_run:
+                self.engine.tell(s.DiscardAsked(tuple(rows)))
+                await self._stored()
         return {"discarded": len(rows), "invocations": [row.id for row in rows]}
 
     def _matched(self, rows: Sequence[Any], query: Query) -> None:
@@ -289,16 +191,20 @@ class Desk:
             raise EventdError("E-NOTFOUND", "no dead invocation matches.", "Run 'eventd dead' to see them.")
         missing = set(query.ids) - {row.id for row in rows}
         if missing:
-            raise EventdError("E-NOTFOUND", f"not dead, or unknown: {', '.join(sorted(missing))}.", "Nothing was changed. Run 'eventd dead'.")
+            hint = "Nothing was changed. Run 'eventd dead'."
+            raise EventdError("E-NOTFOUND", f"not dead, or unknown: {', '.join(sorted(missing))}.", hint)
 
     async def cancel(self, invocations: Sequence[str]) -> Json:
-        rows = await self.reads.invocations(invocations)
-        live = tuple(row for row in rows if row.state is not State.SETTLED)
-        missing = set(invocations) - {row.id for row in live}
-        if missing:
-            raise EventdError("E-NOTFOUND", f"not open: {', '.join(sorted(missing))}.", "Nothing was cancelled. Run 'eventd events --state waiting'.")
-        self.engine.tell(s.CancelAsked(live))
-        await self._stored()
+        self._begun()
+        async with self.outbox.choosing:
+            rows = await self.reads.invocations(tuple(dict.fromkeys(invocations)))
+            live = tuple(row for row in rows if row.state is not State.SETTLED)
+            missing = set(invocations) - {row.id for row in live}
+            if missing:
+                hint = "Nothing was cancelled. Run 'eventd events --state waiting'."
+                raise EventdError("E-NOTFOUND", f"not open: {', '.join(sorted(missing))}.", hint)
+            self.engine.tell(s.CancelAsked(live))
+            await self._stored()
         return {"cancelled": len(live), "invocations": [row.id for row in live]}
 
     async def pause(self, kind: str, name: str) -> Json:
@@ -308,8 +214,12 @@ class Desk:
         return await self._pause(kind, name, False)
 
     async def _pause(self, kind: str, name: str, paused: bool) -> Json:
+        self._begun()
         settings = self.sources.settings
-        table: Any = {"function": settings.functions, "trigger": settings.triggers, "binding": settings.bindings}[kind]
+        tables: dict[str, Any] = {"function": settings.functions, "trigger": settings.triggers, "binding": settings.bindings}
+        if kind not in tables:
+            raise EventdError("E-USAGE", f"'{kind}' is nothing that can be paused.", "Write function:NAME, trigger:NAME or binding:NAME.")
+        table = tables[kind]
         if name not in table:
             raise EventdError("E-NOTFOUND", f"there is no {kind} '{name}'.", "Run 'eventd status' to see them.")
         if not paused and table[name].paused:
@@ -318,25 +228,31 @@ class Desk:
         await self._stored()
         if kind == "trigger":
             await self.sources.refresh(name)
-        return {"paused" if paused else "resumed": f"{kind}:{name}"}
+        return {"kind": kind, "name": name, "paused": paused}
 
     async def reload(self) -> Json:
+        self._begun()
         return await self.reloader.reload()
 
     async def drain(self, *, queue: bool = False, timeout_ms: int | None = None, undo: bool = False) -> Json:
+        self._begun()
+        if self.stopping:
+            raise EventdError("E-DRAINING", "the daemon is stopping.", "Start it again when it has ended.")
         if undo:
             self.intake.open = True
             self.engine.tell(s.StartsAllowed(True, True))
-            self.sources.unhalt()
+            await self.sources.unhalt()
             self.phase = "ready"
-            return {"state": self.state}
-        self.phase = "draining"
+            return {"state": self.state, "running": self.engine.state.running, "open": self.engine.open}
+        self.phase, self.drained_when_quiet = "draining", not queue
         self.intake.open = False
         await self.sources.halt()
         self.engine.tell(s.StartsAllowed(queue, False))
         timeout = timeout_ms / 1000 if timeout_ms is not None else None
         with anyio.move_on_after(timeout) as scope:
             await self._until(lambda: not self.engine.open) if queue else await self.engine.quiet()
+        if self.phase != "draining":
+            raise EventdError("E-CONFLICT", "the drain was undone.", "Ask again to drain.")
         if scope.cancelled_caught:
             raise EventdError(
                 "E-CONFLICT", f"{self.engine.state.running} runs are still going on and {self.engine.open} invocations are open.",
@@ -344,8 +260,9 @@ class Desk:
             )  # fmt: skip
         self.engine.tell(s.StartsAllowed(False, False))
         await self.outbox.flush()
-        self.phase = "drained"
-        return {"state": "drained", "open": self.engine.open}
+        if not self.stopping:
+            self.phase = "drained"
+        return {"state": "drained", "running": self.engine.state.running, "open": self.engine.open}
 
     async def _until(self, true: Callable[[], bool]) -> None:
         while not true():
@@ -360,7 +277,7 @@ class Desk:
 
 def derived_id(function: str, id: str) -> str:
     """The invocation id of an asynchronous invoke with an id of the caller's: the same again for the same id (a name-based UUID)."""
-    import uuid  # noqa: PLC0415 - only idempotent invokes need it
+    import uuid
 
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"eventd:invoke/{function}/{id}"))
 

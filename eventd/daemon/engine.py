@@ -7,6 +7,7 @@ Facts are durable before the effects that depend on them. A direct call writes n
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -18,7 +19,6 @@ from eventd.core.state import Dispatch
 from eventd.daemon import records
 from eventd.daemon.ids import Dice, trace_root
 from eventd.daemon.records import Running
-from eventd.errors import EventdError
 from eventd.model import FunctionSettings, Lane, Outcome, Refusal, RunRecord
 from eventd.ports import Boot, Clock, HistorySink, Journal, Pool, Ran, Task
 from eventd.sdk import Answer
@@ -29,6 +29,8 @@ CACHE_EACH = 64 * 1024
 MAX_SLEEP_S = 30.0
 CLOCK_CHECK_S = 1.0
 CLOCK_STEP_MS = 1_000
+log = logging.getLogger("eventd")
+
 INVOKED = "invoke"
 """The source of events that come from no trigger."""
 
@@ -94,21 +96,25 @@ class Engine:
         self._wall_minus_mono = clock.now_ms() - clock.monotonic() * 1000
         self._idle: list[Callable[[], None]] = []
         self._changed: asyncio.Future[None] | None = None
+        self.changes = 0
+        """Durable changes so far: who looks, then waits for the next, sees by this that it came in between."""
         self._closed = False
 
     # --- signals ---
 
     def tell(self, signal: s.Signal) -> None:
         """Answer one signal: store its facts, carry out its effects."""
-        decision = decide(self.state, signal, self.clock.now_ms(), self.clock.monotonic(), self.dice)
+        clock, state = self.clock, self.state
+        decision = decide(state, signal, clock.now_ms(), clock.monotonic(), self.dice)
         for effect in decision.now:
             self._carry_out(effect)
+        then = decision.then
         if decision.facts:
-            then = decision.then
             self.journal.append(decision.facts, lambda: self._durable(then))
-        else:
-            self._carry_out_all(decision.then)
-        self._arm()
+        elif then:
+            self._carry_out_all(then)
+        if (at := next_wake(state)) is not None:
+            self._arm(at)
         if self._idle and not self.state.running:
             waiting, self._idle = self._idle, []
             for done in waiting:
@@ -116,6 +122,7 @@ class Engine:
 
     def _durable(self, then: Sequence[s.Effect]) -> None:
         self._carry_out_all(then)
+        self.changes += 1
         if self._changed is not None:
             self._changed.set_result(None)
             self._changed = None
@@ -144,6 +151,9 @@ class Engine:
                     self.pool.stop(effect.run, effect.outcome)
                 else:  # decided, but its beginning is not durable yet
                     self._stopped[effect.run] = effect.outcome
+            case s.Confirm(seqs=seqs):
+                # rows read before the commit were handed out before this; who waited for them goes first
+                self._loop.call_soon(self.tell, s.Confirmed(seqs))
 
     # --- direct lane ---
 
@@ -167,15 +177,21 @@ class Engine:
             return
         if effect.refusal in (Refusal.CONCURRENCY, Refusal.RATE):
             self.observer.throttled(effect.function)
-        pending.done(Answer(pending.invocation, refusal=effect.refusal))
+        self._answer(pending, Answer(pending.invocation, refusal=effect.refusal))
+
+    def _answer(self, pending: Pending, answer: Answer) -> None:
+        """Tell a caller. A mistake in its callback is told to the loop; it must not cost the slot or the record of the run."""
+        try:
+            pending.done(answer)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": f"the caller of function '{pending.function}' raised", "exception": error})
 
     def _start_direct(self, start: s.Start) -> None:
         pending = self._calls.pop(start.call)
         now = self.clock.now_ms()
-        queue_ms = round((self.clock.monotonic() - pending.mono) * 1000, 3)
-        running = Running(
-            start, pending.invocation, pending.trigger or INVOKED, pending.received_at, pending.received_at, now, len(pending.data), queue_ms
-        )
+        queue_ms = records.thousandths((self.clock.monotonic() - pending.mono) * 1000)
+        source, at = pending.trigger or INVOKED, pending.received_at
+        running = Running(start, pending.invocation, source, at, at, now, len(pending.data), queue_ms)
         self._running[start.run] = running
         task = Task(
             start.run, pending.invocation, start.function, pending.data, Lane.DIRECT, trace_root(pending.invocation), pending.client_context
@@ -185,7 +201,7 @@ class Engine:
             del self._running[start.run]
             function = self.functions.get(start.function) or FunctionSettings(start.function)
             record = records.of_run(running, ran, function, self.boot, pending.invocation)
-            pending.done(Answer(pending.invocation, ran.outcome, ran.payload, ran.error_type, ran.error_message))
+            self._answer(pending, Answer(pending.invocation, ran.outcome, ran.payload, ran.error_type, ran.error_message))
             self.history.record(record)
             self.observer.finished(record)
             if pending.told is not None:
@@ -242,8 +258,12 @@ class Engine:
             self.tell(s.RunEnded(start.run, Outcome.INTERRUPTED))
             return
         single = len(start.members) == 1
-        data = event.data if single else records.join_records([events[member.event].data for member in start.members])
         invocation = first.id if single else start.run
+        broken = ""
+        try:
+            data = event.data if single else records.join_records([events[member.event].data for member in start.members])
+        except (ValueError, RecursionError) as error:  # an event that is no JSON: the slot and the invocation must not hang on it
+            data, broken = event.data, f"the events of this batch cannot be joined: {error}"
         now = self.clock.now_ms()
         running = Running(start, event.id, event.source, event.received_at, first.due_at, now, len(data), float(max(0, now - first.due_at)))
         self._running[start.run] = running
@@ -257,14 +277,16 @@ class Engine:
             self.observer.finished(record)
             self.tell(s.RunEnded(start.run, ran.outcome, record, record.error_type, record.error_message))
 
+        if broken:
+            self._loop.call_soon(done, Ran(outcome=Outcome.FAILED, error_type="Eventd.BadEvent", error_message=broken))
+            return
         self.pool.run(task, done)
 
     # --- time ---
 
-    def _arm(self) -> None:
+    def _arm(self, at: int) -> None:
         """One timer for everything that becomes due."""
-        at = next_wake(self.state)
-        if at is None or self._closed or (self._timer is not None and self._timer_at <= at):
+        if self._closed or (self._timer is not None and self._timer_at <= at):
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -284,11 +306,18 @@ class Engine:
         difference = self.clock.now_ms() - mono * 1000
         step = difference - self._wall_minus_mono
         self._wall_minus_mono = difference
+        if self._watch is not None:
+            self._watch.cancel()
         self._watch = self._loop.call_later(CLOCK_CHECK_S, self.watch)
         if abs(step) > CLOCK_STEP_MS:
             self.clock_stepped(round(step))
 
     def clock_stepped(self, step_ms: int) -> None:
+        """The wall clock was set (D14). The timer was reckoned by the old one, so it is reckoned again."""
+        log.warning("W-CLOCK the system clock was set by %+.1f s; due times were brought in line.", step_ms / 1000)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self.tell(s.ClockStepped(step_ms))
 
     # --- boot and end ---
@@ -342,8 +371,11 @@ class Engine:
 
     def interrupt_all(self) -> None:
         """Stop every run as `interrupted`: durable ones start again after the next start, callers get 503."""
-        for run in list(self._running):
-            self.pool.stop(run, Outcome.INTERRUPTED)
+        for run in list(self.state.runs):
+            if run in self._running:
+                self.pool.stop(run, Outcome.INTERRUPTED)
+            else:  # decided, but its beginning is not durable yet
+                self._stopped[run] = Outcome.INTERRUPTED
 
     def close(self) -> None:
         """No further timers. What has been told is told."""
@@ -351,20 +383,3 @@ class Engine:
         for timer in (self._timer, self._watch):
             if timer is not None:
                 timer.cancel()
-
-
-def refusal_error(refusal: Refusal, function: str) -> EventdError:
-    """A refusal as the error that a person reads."""
-    match refusal:
-        case Refusal.CONCURRENCY | Refusal.RATE:
-            return EventdError(
-                "E-THROTTLED", f"function '{function}' is at its limit ({refusal.value}).", "Try again, or raise concurrency, rate or wait."
-            )
-        case Refusal.PAUSED:
-            return EventdError("E-PAUSED", f"function '{function}' is paused.", f"Run: eventd resume function:{function}")
-        case Refusal.BUILDING:
-            return EventdError("E-BUILDING", f"the dependencies of '{function}' are being installed.", "Try again in a moment.")
-        case Refusal.DRAINING:
-            return EventdError("E-DRAINING", "the daemon takes no new work.", "Run 'eventd drain --undo', or wait for the restart.")
-        case Refusal.UNKNOWN | Refusal.GONE:
-            return EventdError("E-NOTFOUND", f"there is no function '{function}'.", "Run 'eventd status' to see all of them.")

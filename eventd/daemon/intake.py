@@ -13,6 +13,7 @@ from eventd.core.admission import admit
 from eventd.core.facts import Accepted, EventRow, LedgerWrite
 from eventd.core.patterns import Pattern, compile_pattern
 from eventd.daemon.engine import Engine
+from eventd.daemon.records import decoded
 from eventd.errors import EventdError
 from eventd.model import BindingSettings
 from eventd.ports import Stored
@@ -86,13 +87,13 @@ class Intake:
             parsed: Any = None
             for bound in bindings:
                 if bound.pattern is not None and parsed is None:
-                    parsed = msgspec.json.decode(data)
+                    parsed = decoded(data)
                 if bound.takes(parsed):
                     takers.append(bound.taker)
                 else:
                     filtered.append(bound.settings.name)
             ledger = tuple(LedgerWrite(key, value) for key, value in (state or {}).items())
-        except (EventdError, msgspec.DecodeError) as error:
+        except (EventdError, ValueError, RecursionError) as error:
             done(error if isinstance(error, EventdError) else EventdError("E-USAGE", f"an event's data is not JSON: {error}."))
             return
 
@@ -106,9 +107,7 @@ class Intake:
 
         self._accept(trigger, trigger, event, data, takers, ledger, (), done, stored)
 
-    def invoke(
-        self, function: str, data: bytes, *, id: str | None, invocation: str, done: Callable[[Receipt | EventdError], None]
-    ) -> None:
+    def invoke(self, function: str, data: bytes, *, id: str | None, invocation: str, done: Callable[[Receipt | EventdError], None]) -> None:
         """An asynchronous invoke, without trigger or binding. Its identity is (invoke/FUNCTION, id)."""
         event = Event(data=None, id=id)
         self._accept(f"invoke/{function}", None, event, data, [(None, function)], (), (invocation,), done, lambda receipt: None)

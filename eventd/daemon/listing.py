@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,10 +11,12 @@ import msgspec
 from eventd.core.state import Dispatch
 from eventd.errors import EventdError
 from eventd.model import State
-from eventd.ports import History, Json, JournalReads, Page, Query
+from eventd.ports import History, JournalReads, Json, Page, Query
 
 _OPEN = ("waiting", "running", "retrying", "held")
 _ROUNDS = 20
+_END = "end"
+"""In place of a cursor: there is nothing more on this side. None is the beginning."""
 
 
 async def merged_events(query: Query, reads: JournalReads, history: History, state: Dispatch) -> Page:
@@ -21,24 +24,44 @@ async def merged_events(query: Query, reads: JournalReads, history: History, sta
     journal_cursor, history_cursor = _split(query.cursor)
     journal, beyond = await _from_journal(msgspec.structs.replace(query, cursor=journal_cursor), reads, state)
     if query.state in _OPEN:
+        await _complete(journal, history)
         return Page(journal, _join(beyond, None) if beyond is not None else None)
-    ended = await history.ended(msgspec.structs.replace(query, cursor=history_cursor, state=None))
+    ended = await _from_history(msgspec.structs.replace(query, cursor=history_cursor), history)
     taken_journal, taken_history, rows = _merge(journal, list(ended.rows), query.limit)
-    more = beyond is not None or ended.next is not None or taken_journal < len(journal) or taken_history < len(ended.rows)
-    if not more:
-        return Page(rows, None)
+    journal_next: str | None = beyond if beyond is not None else _END
     if taken_journal < len(journal):
-        beyond = await _cursor_after(taken_journal, journal_cursor, query, reads)
-    history_next = ended.next
+        journal_next = await _journal_after(taken_journal, journal_cursor, query, reads)
+    history_next: str | None = ended.next if ended.next is not None else _END
     if taken_history < len(ended.rows):
-        shorter = msgspec.structs.replace(query, cursor=history_cursor, state=None, limit=max(1, taken_history))
-        history_next = (await history.ended(shorter)).next if taken_history else history_cursor
-    return Page(rows, _join(beyond if beyond is not None else "end", history_next if history_next is not None else "end"))
+        history_next = await _history_after(taken_history, history_cursor, query, history)
+    return Page(rows, None if journal_next == history_next == _END else _join(journal_next, history_next))
+
+
+async def _from_history(query: Query, history: History) -> Page:
+    return Page((), None) if query.cursor == _END else await history.ended(msgspec.structs.replace(query, state=None))
+
+
+async def _journal_after(taken: int, cursor: str | None, query: Query, reads: JournalReads) -> str | None:
+    """The cursor after so many rows of a page that has more. None: the beginning."""
+    return (await reads.events(msgspec.structs.replace(query, cursor=cursor, limit=taken))).next or _END if taken else cursor
+
+
+async def _history_after(taken: int, cursor: str | None, query: Query, history: History) -> str | None:
+    return (await history.ended(msgspec.structs.replace(query, cursor=cursor, state=None, limit=taken))).next or _END if taken else cursor
+
+
+async def _complete(rows: Sequence[Json], history: History) -> None:
+    """Add to events that are open what of them has ended."""
+    shown = {(row["source"], row["event"]): row for row in rows}
+    if shown:
+        for row in (await history.ended(Query(ids=tuple(event for _, event in shown), limit=len(shown)))).rows:
+            if (known := shown.get((row["source"], row["event"]))) is not None:
+                _join_halves(known, row)
 
 
 async def _from_journal(query: Query, reads: JournalReads, state: Dispatch) -> tuple[list[Json], str | None]:
     """Journal rows with `held` shown as such; a filter by a waiting state is applied after that view."""
-    if query.cursor == "end":
+    if query.cursor == _END:
         return [], None
     if query.state not in ("waiting", "retrying", "held"):
         page = await reads.events(query)
@@ -66,29 +89,28 @@ def _viewed(row: Json, state: Dispatch) -> Json:
 
 
 def _merge(journal: list[Json], ended: list[Json], limit: int) -> tuple[int, int, list[Json]]:
-    rows: dict[str, Json] = {}
+    rows: dict[tuple[str, str], Json] = {}
     at_journal = at_ended = 0
     while at_journal < len(journal) or at_ended < len(ended):
         from_journal = at_ended >= len(ended) or (
             at_journal < len(journal) and journal[at_journal]["received_at"] >= ended[at_ended]["received_at"]
         )
         row = journal[at_journal] if from_journal else ended[at_ended]
-        known = rows.get(row["event"])
+        key = (row["source"], row["event"])
+        known = rows.get(key)
         if known is None and len(rows) >= limit:
             break
         if known is None:
-            rows[row["event"]] = row
+            rows[key] = row
         else:
-            have = {invocation["invocation"] for invocation in known["invocations"]}
-            known["invocations"] += [invocation for invocation in row["invocations"] if invocation["invocation"] not in have]
+            _join_halves(known, row)
         at_journal, at_ended = at_journal + from_journal, at_ended + (not from_journal)
     return at_journal, at_ended, list(rows.values())
 
 
-async def _cursor_after(taken: int, cursor: str | None, query: Query, reads: JournalReads) -> str | None:
-    if not taken:
-        return cursor
-    return (await reads.events(msgspec.structs.replace(query, cursor=cursor, limit=taken))).next
+def _join_halves(known: Json, other: Json) -> None:
+    have = {invocation["invocation"] for invocation in known["invocations"]}
+    known["invocations"] += [invocation for invocation in other["invocations"] if invocation["invocation"] not in have]
 
 
 def _split(cursor: str | None) -> tuple[str | None, str | None]:

@@ -9,6 +9,7 @@ import anyio
 from eventd.core import signals as s
 from eventd.core.facts import Copied
 from eventd.daemon.engine import Engine
+from eventd.daemon.mistakes import Mistakes
 from eventd.errors import EventdError
 from eventd.ports import History, JournalReads
 
@@ -18,14 +19,19 @@ BATCH = 2_000
 PAUSE_S = 0.25
 EXPIRE_EVERY_S = 60.0
 EXPIRE_BATCH = 1_000
+RETRY_S = 5.0
+STORAGE_EXIT = 5
 
 
 class Outbox:
     """One pump. A copy repeated after a crash changes nothing, because runs have unique ids."""
 
-    def __init__(self, engine: Engine, reads: JournalReads, history: History, dead_ms: int) -> None:
+    def __init__(self, engine: Engine, reads: JournalReads, history: History, dead_ms: int, mistakes: Mistakes | None = None) -> None:
         self.dead_ms = dead_ms
-        self.owed = 0
+        self.mistakes = mistakes or Mistakes()
+        self.choosing = anyio.Lock()
+        """Held by who reads dead or open invocations and then tells the dispatcher what is to become of them: what was read must
+        still be true when it is told."""
         self._engine = engine
         self._reads = reads
         self._history = history
@@ -33,16 +39,29 @@ class Outbox:
         self._full = False
 
     async def run(self) -> None:
-        """Pump until cancelled."""
+        """Pump until cancelled. Raises E-STORAGE and its like, which end the daemon; all else is told and tried again."""
         expire_at = self._engine.clock.monotonic()
         while True:
-            await self.flush(steps=16)
-            self._warn_when_full()
-            if self._engine.clock.monotonic() >= expire_at:
-                expire_at += EXPIRE_EVERY_S
-                await self._expire()
-            with anyio.move_on_after(EXPIRE_EVERY_S):
-                await self._engine.changed()
+            seen = self._engine.changes
+            try:
+                await self.flush(steps=16)
+                self._warn_when_full()
+                if self._engine.clock.monotonic() >= expire_at:
+                    expire_at = self._engine.clock.monotonic() + EXPIRE_EVERY_S
+                    await self.expire()
+            except EventdError as error:
+                if error.exit == STORAGE_EXIT:
+                    raise
+                log.error("%s", error)
+                await anyio.sleep(RETRY_S)
+                continue
+            except Exception as error:
+                self.mistakes.told("ended runs could not be copied to the run history; it is tried again.", error)
+                await anyio.sleep(RETRY_S)
+                continue
+            if self._engine.changes == seen:
+                with anyio.move_on_after(EXPIRE_EVERY_S):
+                    await self._engine.changed()
             await anyio.sleep(PAUSE_S)
 
     def _warn_when_full(self) -> None:
@@ -81,10 +100,19 @@ class Outbox:
                 await stored.wait()
             await self._history.flush()
 
-    async def _expire(self) -> None:
-        before = self._engine.clock.now_ms() - self.dead_ms
-        while rows := await self._reads.expired_dead(before, EXPIRE_BATCH):
-            self._engine.tell(s.ExpireAsked(tuple(rows)))
-            stored = anyio.Event()
-            self._engine.journal.append([], stored.set)
-            await stored.wait()
+    async def expire(self) -> int:
+        """Let go of dead invocations older than [history] dead; how many. Durable when it returns."""
+        before, count = self._engine.clock.now_ms() - self.dead_ms, 0
+        while True:
+            async with self.choosing:
+                rows = await self._reads.expired_dead(before, EXPIRE_BATCH)
+                if not rows:
+                    break
+                self._engine.tell(s.ExpireAsked(tuple(rows)))
+                stored = anyio.Event()
+                self._engine.journal.append([], stored.set)
+                await stored.wait()
+            count += len(rows)
+        if count:
+            log.info("%d dead invocations have expired ([history] dead)", count)
+        return count

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
-from msgspec import to_builtins
-from watchfiles import Change as FileChange
-from watchfiles import DefaultFilter, awatch
+from msgspec import structs, to_builtins
 
 from eventd.core import signals as s
 from eventd.core.patterns import compile_pattern
 from eventd.core.plan import Action, Change, plan
 from eventd.daemon.engine import Engine
+from eventd.daemon.mistakes import Mistakes
 from eventd.daemon.sources import Sources
+from eventd.daemon.watch import Watcher
 from eventd.errors import EventdError
 from eventd.model import FunctionSettings, Problem, Settings
 from eventd.ports import Json, Pool
 from eventd.sdk import TriggerPlugin
 from eventd.settings.load import Loading, load
 
-SETTLE_MS = 200
-"""Editors save in steps: a reload waits until nothing has changed for this long (D28)."""
 PATIENCE_S = 15.0
 """How long a reload waits for handlers to load; a dependency build goes on beyond it."""
+OPEN_S = 5.0
+"""How long a reload waits for the triggers it opened."""
 AT_ONCE = 4
-LATE_TABLES = frozenset({"control", "journal"})
+"""Functions loaded at once; one that takes longer than PATIENCE_S gives its place to the next."""
+LATE = {
+    "control": (), "journal": (), "runtimes": (), "history": ("runs_ms", "runs_limit", "output", "output_per_run"),
+    "daemon": ("state", "plugins", "log_format"),
+}  # fmt: skip
+"""What takes effect at the next start only: of each table these keys, or all of it."""
 
 log = logging.getLogger("eventd.reload")
 
@@ -52,8 +58,13 @@ def rules_of(settings: Settings, plugins: Mapping[str, TriggerPlugin]) -> s.Rule
 
 
 def read(file: str, plugins: Mapping[str, TriggerPlugin], previous: Settings | None, *, boot: bool = False) -> Loading:
-    """Load and check everything. Never raises for what a person wrote."""
-    return load(file, plugins, check_filter=compile_pattern, previous=previous.functions if previous else {}, boot=boot)
+    """Load and check everything. Never raises for what a person wrote. $EVENTD_SOCKET (`--socket`) goes before [control] socket."""
+    loading = load(file, plugins, check_filter=compile_pattern, previous=previous.functions if previous else {}, boot=boot)
+    asked, settings = os.environ.get("EVENTD_SOCKET"), loading.settings
+    if asked and settings is not None:
+        control = structs.replace(settings.control, socket=os.path.abspath(asked))
+        loading = loading._replace(settings=structs.replace(settings, control=control))
+    return loading
 
 
 class Reloader:
@@ -62,7 +73,11 @@ class Reloader:
     def __init__(
         self, *, settings: Settings, problems: Sequence[Problem], plugins: Mapping[str, TriggerPlugin], engine: Engine, pool: Pool,
         sources: Sources, tasks: TaskGroup, on_settings: Callable[[Settings, Settings], None],
+        relisten: Callable[[Sequence[str]], Awaitable[None]] | None = None, forget: Callable[[frozenset[str]], None] | None = None,
+        mistakes: Mistakes | None = None,
     ) -> None:  # fmt: skip
+        """`relisten` changes the addresses of [http] or raises E-LISTEN with the old ones still served. `forget` (called in a
+        thread) drops the stored code of every function that is not named."""
         self.settings = settings
         self.problems: list[Problem] = list(problems)
         self.ok = True
@@ -73,17 +88,24 @@ class Reloader:
         self._sources = sources
         self._tasks = tasks
         self._on_settings = on_settings
+        self._relisten = relisten
+        self._forget = forget
         self._lock = anyio.Lock()
         self._limit = anyio.CapacityLimiter(AT_ONCE)
-        self._told: set[str] = set()
+        self._told: set[str] = {str(problem) for problem in problems}
         self._loading: dict[str, anyio.Lock] = {}
+        self._newest: dict[str, FunctionSettings] = {}
+        """Each function as it was last asked for; an older request that still waits has nothing to do any more."""
         self._broken: dict[str, str] = {}
-        self._rewatch = anyio.Event()
-        self._stopping = False
+        self._watcher = Watcher(lambda: self.settings, self.reload_by_itself)
+        self.watch = self._watcher.run
+        self.stop_watching = self._watcher.stop
+        self.mistakes = mistakes or Mistakes()
 
     async def first(self) -> None:
         """Load every function at start; returns when each is ready or broken, or after PATIENCE_S."""
         self._engine.functions = self.settings.functions
+        await self._watcher.mark()
         for name in self.settings.functions:
             self._engine.tell(s.Available(name, False))
         self._engine.tell(s.Configured(rules_of(self.settings, self._plugins)))
@@ -93,49 +115,83 @@ class Reloader:
         """Read the configuration again and bring everything in line with it; or reject it whole. The `reload` verb's answer."""
         async with self._lock:
             loading = await anyio.to_thread.run_sync(read, self.settings.file, self._plugins, self.settings)
-            self._tell(loading.problems)
-            problems = [to_builtins(problem) for problem in loading.problems]
-            if loading.settings is None:
-                self.ok, self.problems = False, list(loading.problems)
+            new, found = loading.settings, list(loading.problems)
+            if new is not None and self._relisten is not None and new.http.listen != self.settings.http.listen:
+                try:
+                    await self._relisten(new.http.listen)
+                except EventdError as error:
+                    new = None
+                    found.append(Problem(error.code, "error", self.settings.file, 0, "http.listen", error.message, error.hint))
+            self._tell(found)
+            problems = [to_builtins(problem) for problem in found]
+            if new is None:
+                self.ok, self.problems = False, found
+                # Code is no configuration: who mends a handler does not have to wait for a mistake in another file.
+                await self._load(await anyio.to_thread.run_sync(_there, self.settings.functions))
                 return {"applied": False, "changes": [], "problems": problems}
-            changes = await self._apply(loading.settings)
-            self.ok, self.problems = True, list(loading.problems)
+            if not self.ok:
+                log.info("the configuration is good again")
+            changes = await self._apply(new)
+            self.ok, self.problems = True, found
             self.loaded_at = self._engine.clock.now_ms()
             return {"applied": True, "changes": [to_builtins(change) for change in changes], "problems": problems}
 
     async def _apply(self, new: Settings) -> list[Change]:
+        """Load the code of every function, then swap: close, change the settings, open; at last retire what is gone."""
         old = self.settings
         changes = plan(old, new)
+        if _lent(old) != _lent(new):  # what every trigger is lent when it starts
+            changes = [
+                structs.replace(change, action=Action.REPLACE) if (change.kind, change.action) == ("trigger", Action.KEEP) else change
+                for change in changes
+            ]
         by_action: dict[tuple[str, Action], list[str]] = {}
         for change in changes:
             by_action.setdefault((change.kind, change.action), []).append(change.name)
-        opened = by_action.get(("function", Action.OPEN), [])
-        closed_triggers = by_action.get(("trigger", Action.CLOSE), []) + by_action.get(("trigger", Action.REPLACE), [])
-        for name in opened:
+
+        def named(kind: str, *actions: Action) -> list[str]:
+            return [name for action in actions for name in by_action.get((kind, action), [])]
+
+        for name in named("function", Action.OPEN):
             self._engine.tell(s.Available(name, False))
-        await self._load({name: f for name, f in new.functions.items() if name not in opened})
-        for name in closed_triggers:
-            await self._sources.close(name)
-        self.settings = new
-        self._engine.functions = new.functions
-        self._sources.settings = new
-        self._engine.tell(s.Configured(rules_of(new, self._plugins)))
-        self._on_settings(old, new)
-        await self._load({name: new.functions[name] for name in opened})
-        for name in by_action.get(("trigger", Action.REPLACE), []) + by_action.get(("trigger", Action.OPEN), []):
-            if not self._sources.halted or self._plugins[new.triggers[name].type].stays_when_paused:
-                self._sources.open(name)
+        await self._load(new.functions)
+
+        def swap() -> None:
+            self.settings = new
+            self._engine.functions = new.functions
+            self._sources.settings = new
+            self._engine.tell(s.Configured(rules_of(new, self._plugins)))
+            self._on_settings(old, new)
+
+        opened = named("trigger", Action.REPLACE, Action.OPEN)
+        await self._sources.replace(named("trigger", Action.CLOSE, Action.REPLACE), swap, opened)
         for name in new.triggers:
             await self._sources.refresh(name)
-        for name in by_action.get(("function", Action.CLOSE), []):
+        for name in named("function", Action.CLOSE):
+            self._newest.pop(name, None)
+            self._broken.pop(name, None)
             await self._pool.unload(name)
-        for kind in LATE_TABLES:
-            if (kind, Action.REPLACE) in by_action:
-                log.warning("W-CONFIG [%s] has changed; that takes effect at the next start", kind)
+        if self._forget is not None:
+            await anyio.to_thread.run_sync(self._forget, frozenset(new.functions))
+        await self._sources.wait_open(OPEN_S, opened)
+        self._say(old, new, changes)
+        return changes
+
+    def _say(self, old: Settings, new: Settings, changes: Sequence[Change]) -> None:
+        for table, keys in LATE.items():
+            before, after = getattr(old, table), getattr(new, table)
+            late = before != after if not keys else any(getattr(before, key) != getattr(after, key) for key in keys)
+            if late:
+                log.warning("W-CONFIG [%s] has changed; that takes effect at the next start.", table)
+        gone = {old.triggers[c.name].digest: c.name for c in changes if (c.kind, c.action) == ("trigger", Action.CLOSE)}
+        for change in changes:
+            if (change.kind, change.action) != ("trigger", Action.OPEN):
+                continue
+            if (before := gone.get(new.triggers[change.name].digest)) is not None:
+                log.info("trigger '%s' is what '%s' was; under its new name it has a new ledger", change.name, before)
         done = [change for change in changes if change.action is not Action.KEEP]
         if done:
             log.info("reloaded: %s", ", ".join(f"{change.action} {change.kind} {change.name}" for change in done))
-        return changes
 
     async def _load(self, functions: Mapping[str, FunctionSettings]) -> None:
         """Load these functions; wait for them, but not for a long dependency build."""
@@ -153,6 +209,7 @@ class Reloader:
                 if not left:
                     all_done.set()
 
+        self._newest.update(functions)
         for function in functions.values():
             self._tasks.start_soon(one, function, name=f"load {function.name}")
         with anyio.move_on_after(PATIENCE_S):
@@ -161,73 +218,76 @@ class Reloader:
     async def _load_one(self, function: FunctionSettings) -> None:
         """Load one function's current code. A failure is logged once per distinct cause; the version before stays in use."""
         name = function.name
-        async with self._loading.setdefault(name, anyio.Lock()), self._limit:
+        async with self._loading.setdefault(name, anyio.Lock()):
+            if self._newest.get(name) is not function:
+                return
+            place = object()
+            await self._limit.acquire_on_behalf_of(place)
+            held = True
+
+            def give_back() -> None:
+                nonlocal held
+                if held:
+                    held = False
+                    self._limit.release_on_behalf_of(place)
+
+            timer = asyncio.get_running_loop().call_later(PATIENCE_S, give_back)
             try:
-                loaded = await self._pool.load(function)
-            except EventdError as error:
-                if self._broken.get(name) != str(error):
-                    self._broken[name] = str(error)
-                    view = self._pool.view(name)
-                    stays = view is not None and view.state == "ready"
-                    then = "the version before stays in use" if stays else "its runs fail until it is mended"
-                    log.error("%s function '%s': %s %s (%s)", error.code, name, error.message, error.hint, then)
-            else:
-                self._broken.pop(name, None)
-                if loaded.changed:
-                    log.info("function '%s' is ready, version %s", name, loaded.version)
+                await self._load_now(function)
+            finally:
+                timer.cancel()
+                give_back()
+            if name not in self._newest:  # removed meanwhile
+                await self._pool.unload(name)
             self._engine.tell(s.Available(name, True))
+
+    async def _load_now(self, function: FunctionSettings) -> None:
+        name = function.name
+        try:
+            loaded = await self._pool.load(function)
+        except EventdError as error:
+            if self._broken.get(name) != str(error):
+                self._broken[name] = str(error)
+                view = self._pool.view(name)
+                stays = view is not None and view.state == "ready"
+                then = "The version before stays in use." if stays else "Its runs fail until it is mended."
+                log.error("%s %s", error, then)
+        except Exception as error:
+            self.mistakes.told(f"function '{name}' could not be loaded; what it was before stays.", error)
+        else:
+            self._broken.pop(name, None)
+            if loaded.changed:
+                log.info("function '%s' is ready, version %s", name, loaded.version)
 
     def _tell(self, problems: Sequence[Problem]) -> None:
         """One line per distinct problem, not one per attempt (D28)."""
         now = {str(problem) for problem in problems}
         for problem in problems:
             if str(problem) not in self._told:
-                (log.error if problem.severity == "error" else log.warning)("%s", problem)
+                (log.error if problem.severity == "error" else log.warning)("%s", sentence_of(problem))
         if any(problem.severity == "error" for problem in problems) and not now <= self._told:
-            log.error("the configuration is rejected; the last good one goes on")
+            log.error("E-CONFIG the configuration is rejected; the last good one goes on.")
         self._told = now
 
-    def stop_watching(self) -> None:
-        """No further reloads by themselves; `watch` returns."""
-        self._stopping = True
-        self._rewatch.set()
-
-    async def watch(self) -> None:
-        """Reload when the configuration or a handler changes, until `stop_watching` or cancelled (which takes seconds)."""
-        while not self._stopping:
-            # awatch waits in a thread, which sees this event within a step; a cancellation it would only see after seconds
-            self._rewatch = anyio.Event()
-            folder, handlers = os.path.dirname(self.settings.file), self.settings.daemon.handlers
-            conf = os.path.join(folder, "conf.d")
-            had_conf = os.path.isdir(conf)
-            async with anyio.create_task_group() as watchers:
-
-                async def watched(paths: list[str], recursive: bool, wanted: Wanted, stop: anyio.Event = self._rewatch) -> None:
-                    there = [path for path in paths if os.path.isdir(path)]
-                    if not there:
-                        await stop.wait()
-                        return
-                    async for _ in awatch(
-                        *there, watch_filter=wanted, step=SETTLE_MS, debounce=SETTLE_MS * 8, recursive=recursive,
-                        ignore_permission_denied=True, stop_event=stop,
-                    ):  # fmt: skip
-                        await self.reload()
-                        if self.settings.daemon.handlers != handlers or os.path.isdir(conf) != had_conf:
-                            stop.set()
-
-                # not recursive beside the file: the state folder often lies there, and it changes all the time
-                watchers.start_soon(watched, [folder, conf], False, config_files(self.settings.file))
-                watchers.start_soon(watched, [handlers], True, DefaultFilter())
+    async def reload_by_itself(self) -> None:
+        """A reload that nobody asked for by name: whatever goes wrong in it is told and does not end the watching."""
+        try:
+            await self.reload()
+        except EventdError as error:
+            log.error("%s", error)
+        except Exception as error:
+            self.mistakes.told("a reload failed; the last good configuration goes on.", error)
 
 
-Wanted = Callable[[FileChange, str], bool]
+def sentence_of(problem: Problem) -> str:
+    """A problem as one line, with a full stop before its hint."""
+    message = problem.message if problem.message.endswith((".", "!", "?", ":")) else problem.message + "."
+    return str(structs.replace(problem, message=message))
 
 
-def config_files(file: str) -> Wanted:
-    """Which changes beside the main file matter: itself, conf.d and conf.d/*.toml."""
-    conf = os.path.join(os.path.dirname(file), "conf.d")
+def _lent(settings: Settings) -> tuple[str, ...]:
+    return settings.daemon.timezone, settings.daemon.region, settings.daemon.account
 
-    def wanted(change: FileChange, path: str) -> bool:
-        return path in (file, conf) or (path.startswith(conf + os.sep) and path.endswith(".toml"))
 
-    return wanted
+def _there(functions: Mapping[str, FunctionSettings]) -> dict[str, FunctionSettings]:
+    return {name: function for name, function in functions.items() if os.path.exists(function.source)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from eventd.errors import EventdError
 
@@ -17,15 +18,20 @@ def read_secret(ref: str) -> bytes:
     elif kind == "credential" and where and "/" not in where:
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         if not folder:
-            raise EventdError("E-CONFIG", f"secret '{ref}' needs systemd's LoadCredential={where}, and there is none here.", "Use file:PATH.")
+            message = f"secret '{ref}' needs systemd's LoadCredential={where}, and there is none here."
+            raise EventdError("E-CONFIG", message, "Use file:PATH.")
         path = os.path.join(folder, where)
     else:
         raise EventdError("E-CONFIG", f"'{ref}' is not a secret reference.", "Write file:PATH or credential:NAME.")
     try:
-        with open(path, "rb") as file:
+        # not blocking: a pipe put in its place must not stop the daemon
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise EventdError("E-CONFIG", f"secret '{ref}' is not a plain file.", "Put the secret into a file.")
             data = file.read(LIMIT + 1)
-    except OSError as error:
-        raise EventdError("E-CONFIG", f"secret '{ref}' cannot be read: {error.strerror}.", "Create it, or mend its permissions.") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise EventdError("E-CONFIG", f"secret '{ref}' cannot be read: {why}.", "Create it, or mend its permissions.") from error
     if len(data) > LIMIT:
-        raise EventdError("E-CONFIG", f"secret '{ref}' is larger than {LIMIT} bytes.")
+        raise EventdError("E-CONFIG", f"secret '{ref}' is larger than {LIMIT} bytes.", "Name the right file.")
     return data.removesuffix(b"\n")

@@ -18,7 +18,7 @@ from eventd.runtime.python import PythonRuntime
 log = logging.getLogger("eventd.runtime")
 
 
-def open_pool(settings: Settings, *, boot: str, on_output: Callable[[OutputChunk], None]) -> Pool:
+def open_pool(settings: Settings, *, boot: str, store: CodeStore, on_output: Callable[[OutputChunk], None]) -> Pool:
     """No process is started yet: that happens when a function is loaded."""
 
     def warn(code: str, sentence: str) -> None:
@@ -28,7 +28,7 @@ def open_pool(settings: Settings, *, boot: str, on_output: Callable[[OutputChunk
     return Pool(
         settings,
         boot=boot,
-        store=CodeStore(state),
+        store=store,
         deps=Environments(state, python.python_path or sys.executable, python.python_pip_args),
         runtimes={"python": PythonRuntime, "node": NodeRuntime, "exec": ExecRuntime},
         on_output=on_output,

@@ -33,6 +33,16 @@ def header_value_is_valid(value: str) -> bool:
     return value.isprintable() or _BAD_VALUE.search(value) is None
 
 
+@lru_cache(maxsize=512)
+def _begin(name: str) -> str:
+    """The beginning of a header's line; empty for one that only the server writes. Raises ValueError for a name that is none."""
+    if name.lower() in OWNED:
+        return ""
+    if not header_name_is_valid(name):
+        raise ValueError(f"the header {name!r} has a name that is not allowed")
+    return f"{name}: "
+
+
 @lru_cache(maxsize=1024)
 def _status_line(status: int) -> str:
     try:
@@ -54,21 +64,20 @@ def encode(response: Response, *, head: bool, close: bool, date: str) -> bytes:
     status = response.status
     if not 200 <= status <= 599:
         raise ValueError(f"{status} is not a final status")
-    lines = [_status_line(status)]
+    text = _status_line(status)
     for name, value in response.headers:
-        if name.lower() in OWNED:
+        if not (begin := _begin(name)):
             continue
-        if not header_name_is_valid(name) or not header_value_is_valid(value):
-            raise ValueError(f"the header {name!r} has a name or value that is not allowed")
-        lines.append(f"{name}: {value}\r\n")
+        if not (value.isprintable() or header_value_is_valid(value)):
+            raise ValueError(f"the header {name!r} has a value that is not allowed")
+        text += f"{begin}{value}\r\n"
     body = response.body
+    end = "\r\nconnection: close\r\n\r\n" if close else "\r\n\r\n"
     if status == 204:
-        lines.append(f"date: {date}\r\n")
+        text += f"date: {date}{end}"
         head = True
     else:
-        lines.append(f"content-length: {len(body)}\r\ndate: {date}\r\n")
-    lines.append("connection: close\r\n\r\n" if close else "\r\n")
-    text = "".join(lines)
+        text += f"content-length: {len(body)}\r\ndate: {date}{end}"
     try:
         start = text.encode("latin-1")
     except UnicodeEncodeError:

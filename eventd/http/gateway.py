@@ -274,10 +274,15 @@ def result(payload: bytes, *, version: str = "2.0", content_type: str = "text/pl
 
 
 def _explicit(found: _Result, version: str, content_type: str, extra: Headers) -> Response:
-    body = _result_body(found)
+    plain = type(found.body) is str and found.isBase64Encoded is not True
+    body = found.body.encode() if plain else _result_body(found)
+    status = found.statusCode
+    if type(status) is not int or not 200 <= status <= 599:
+        status = _status(status)
     headers: list[tuple[str, str]] = []
     if found.headers is not None:
-        headers = [(name, _text(name, value)) for name, value in _items("headers", found.headers)]
+        for name, value in _items("headers", found.headers):
+            headers.append((name, value if type(value) is str and value.isprintable() else _text(name, value)))
     if version == "1.0" and found.multiValueHeaders is not None:
         many = [(name, values) for name, values in _items("multiValueHeaders", found.multiValueHeaders)]
         replaced = {name.lower() for name, _ in many}
@@ -293,7 +298,7 @@ def _explicit(found: _Result, version: str, content_type: str, extra: Headers) -
     if "content-type" not in [name.lower() for name, _ in headers]:
         headers.insert(0, ("content-type", content_type))
     headers.extend(extra)
-    return Response(_status(found.statusCode), body, headers)
+    return Response(status, body, headers)
 
 
 def _status(value: Any) -> int:
@@ -322,13 +327,13 @@ def _result_body(found: _Result) -> bytes:
         raise BadResult(f"body is not base64: {error}") from error
 
 
-def _items(what: str, value: Any) -> list[tuple[str, Any]]:
+def _items(what: str, value: Any) -> Iterable[tuple[str, Any]]:
     if not isinstance(value, dict):
         raise BadResult(f"{what} is not an object")
     for name in value:
         if not header_name_is_valid(name):
             raise BadResult(f"{what} has the name {name!r}, which no header can have")
-    return list(value.items())
+    return value.items()
 
 
 def _text(name: str, value: Any) -> str:

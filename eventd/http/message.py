@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """`headers` are as written on the wire; length, date and connection headers are added by the server."""
@@ -25,26 +28,38 @@ class Request:
     """
 
     __slots__ = (
-        "body", "headers", "method", "on_gone", "params", "path", "peer", "port", "query", "raw_headers", "respond", "route",
-        "scheme", "version",
+        "_raw", "body", "headers", "method", "on_gone", "params", "path", "peer", "port", "query", "respond", "route", "scheme", "version",
     )  # fmt: skip
 
-    def __init__(self, respond: Callable[[Response], None]) -> None:
-        self.method = ""
-        self.path = ""
-        self.query = ""
-        self.version = "1.1"
-        self.headers: list[tuple[str, str]] = []
-        self.raw_headers: list[tuple[bytes, bytes]] = []
+    def __init__(
+        self, respond: Callable[[Response], None], method: str = "", path: str = "", query: str = "", version: str = "1.1",
+        headers: list[tuple[str, str]] | None = None, raw_headers: RawHeaders | Callable[[], RawHeaders] = (), peer: str = "", port: int = 0,
+    ) -> None:  # fmt: skip
+        self.method = method
+        self.path = path
+        self.query = query
+        self.version = version
+        self.headers: list[tuple[str, str]] = [] if headers is None else headers
+        self._raw = raw_headers
         self.body = b""
-        self.peer = ""
+        self.peer = peer
         self.scheme = "http"
-        self.port = 0
+        self.port = port
         self.params: dict[str, str] = {}
         self.route: str = ""
         self.respond = respond
         self.on_gone: Callable[[], None] | None = None
         """Called when the client has gone before the answer."""
+
+    @property
+    def raw_headers(self) -> RawHeaders:
+        if callable(self._raw):  # few ask for them
+            self._raw = self._raw()
+        return self._raw
+
+    @raw_headers.setter
+    def raw_headers(self, headers: RawHeaders) -> None:
+        self._raw = headers
 
 
 @dataclass(frozen=True, slots=True)

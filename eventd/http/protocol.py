@@ -214,15 +214,9 @@ class Connection(asyncio.Protocol):
         """A head is complete: find the route of its request, and go on to its body or its handler."""
         server = self._server
         self._keep = read.keep_alive
-        request = Request(partial(self._respond, self._serial))
-        request.method = method = read.method
-        request.version = read.version
-        request.path = read.path
-        request.query = read.query
-        request.headers = read.headers
-        request.raw_headers = read.raw
-        request.peer = self._peer
-        request.port = self._local_port
+        method, path = read.method, read.path
+        respond = partial(self._respond, self._serial)
+        request = Request(respond, method, path, read.query, read.version, read.headers, read.raw, self._peer, self._local_port)
         if self._trusted:
             proxies.believe(request, server.trusted)
         self._request = request
@@ -230,11 +224,11 @@ class Connection(asyncio.Protocol):
         if server.draining:
             return self._refuse(503, "Service Unavailable", ("retry-after", "5"))
         limit = server.settings.max_body
-        found = server.router.find(method, read.path)
-        self._route = found.route
-        if found.route is not None:
-            limit = found.route.max_body or limit
-            request.route = found.route.path
+        found = server.router.find(method, path)
+        self._route = route = found.route
+        if route is not None:
+            limit = route.max_body or limit
+            request.route = route.path
             request.params = found.params
         elif found.allowed:
             self._refusal = answers.say(405, "Method Not Allowed", ("allow", ", ".join(found.allowed)))
@@ -242,18 +236,19 @@ class Connection(asyncio.Protocol):
             self._refusal = answers.say(404, "Not Found")
         if read.expect and read.expect != "100-continue":
             return self._refuse(417, "Expectation Failed")
-        if read.length == 0:
-            self._handle()
-            return True
-        return self._begin_body(read.length, limit, bool(read.expect))
+        length = read.length
+        if length and not 0 < length <= min(limit, len(self._buffer)):
+            return self._begin_body(length, limit, bool(read.expect))
+        if length:  # the usual case: the body came with the head
+            request.body = self._buffer[:length]
+            self._buffer = self._buffer[length:]
+        self._handle()
+        return True
 
     def _begin_body(self, length: int, limit: int, expect: bool) -> bool:
         server = self._server
         if length > limit:
             return self._refuse(413, "Content Too Large")
-        if 0 < length <= len(self._buffer):
-            self._finish_body(self._buffer[:length], length)
-            return True
         if expect:
             if self._refusal is not None:
                 return self._refuse_with(self._refusal)
@@ -289,8 +284,9 @@ class Connection(asyncio.Protocol):
         self._handle()
 
     def _release(self) -> None:
-        self._server.held -= self._held
-        self._held = 0
+        if self._held:
+            self._server.held -= self._held
+            self._held = 0
         self._body = None
         self._refusal = None
 
@@ -321,7 +317,8 @@ class Connection(asyncio.Protocol):
             assert request is not None
             self._serial += 1
             self._request = None
-            self._release()
+            if self._held or self._refusal is not None:
+                self._release()
             server = self._server
             close = not self._keep or server.draining
             data = self._encoded(response, request.method == "HEAD", close)

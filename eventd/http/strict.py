@@ -12,6 +12,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from msgspec import Struct
+
 MAX_FIELDS = 100
 MAX_REQUEST_LINE = 8_192
 
@@ -26,7 +28,7 @@ class Refused(NamedTuple):
     why: str
 
 
-class Framing(NamedTuple):
+class Framing(Struct, frozen=True, gc=False):
     """What the headers say of the message. `length` may be CHUNKED. `expect` is the Expect header, lower case, or empty.
 
     `close`: the client will send no other request.
@@ -48,17 +50,16 @@ _HOPELESS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])
 _CODING = re.compile(rb"\r\n(?i:transfer-encoding): ?chunked\r\n")
 _LENGTH = re.compile(r"0|[1-9][0-9]{0,14}")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::[0-9]{0,5})?")
-_FRAMING_NAMES = frozenset({"host", "content-length", "transfer-encoding", "expect"})
-_SPECIAL_NAMES = _FRAMING_NAMES | {"connection", ""}
+_FRAMING_NAMES = ("host", "content-length", "transfer-encoding", "expect")
 
 
 @lru_cache(maxsize=1024)
-def field_name(raw: bytes) -> str:
+def field_name(raw: str) -> str:
     """A header's name in lower case; empty for one that a sloppy reader would take for a framing header.
 
     `Content_Length` is what CGI programs read as Content-Length: nobody honest sends it.
     """
-    name = raw.decode("ascii").lower()
+    name = raw.lower()
     return "" if "_" in name and name.replace("_", "-") in _FRAMING_NAMES else name
 
 
@@ -95,19 +96,19 @@ def framing(head: bytes, headers: list[tuple[str, str]], version: str) -> Framin
     """How long the body is, and the host, from headers whose names are lower case. Refuses every doubtful combination."""
     if len(headers) > MAX_FIELDS:
         return Refused(431, "Request Header Fields Too Large")
-    seen: dict[str, str] = {}
+    seen = dict(headers)
+    connection = seen.get("connection", "")
+    if len(seen) != len(headers):
+        names = [name for name, _ in headers]
+        for name in _FRAMING_NAMES:
+            if names.count(name) > 1:
+                return Refused(400, f"{name} is given twice")
+        connection = ",".join(value for name, value in headers if name == "connection")
+    if "" in seen:
+        return Refused(400, "a header's name is malformed")
     close = version != "1.1"
-    for name, value in headers:
-        if name not in _SPECIAL_NAMES:
-            continue
-        if name == "connection":
-            close = close or "close" in (option.strip(" \t") for option in value.lower().split(","))
-        elif not name:
-            return Refused(400, "a header's name is malformed")
-        elif name in seen:
-            return Refused(400, f"{name} is given twice")
-        else:
-            seen[name] = value
+    if connection:
+        close = close or "close" in (option.strip(" \t") for option in connection.lower().split(","))
     length = 0
     given = seen.get("content-length")
     if "transfer-encoding" in seen:
@@ -140,7 +141,7 @@ def host_is_valid(host: str) -> bool:
 _ABSOLUTE = re.compile(r"https?://([^/?]+)(/[^?]*)?(?:\?(.*))?", re.IGNORECASE)
 
 
-class Target(NamedTuple):
+class Target(Struct, frozen=True, gc=False):
     """`authority` is empty unless the target was in absolute form."""
 
     path: str

@@ -73,6 +73,7 @@ class Generation:
         self.function = function
         self.version = version
         self.runtime = runtime
+        self.eager: bool = getattr(runtime, "eager", False)
         self.arn = arn
         self.birth = birth
         self.python = ""

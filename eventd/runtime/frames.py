@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -36,7 +37,11 @@ class FrameWorker:
         self._parser = wire.Parser()
         self._connection: socket.socket | None = None
         self._drains: tuple[Drain, ...] = ()
+        self._outputs = select.poll()
+        """Whether there is anything to drain: one question for both pipes, and no failing reads."""
         self._unsent: deque[memoryview] = deque()
+        self._early: list[bytes] | None = []
+        """What was sent before the worker was ready, for a worker that must begin anew."""
         self._done = False
 
     @property
@@ -61,14 +66,18 @@ class FrameWorker:
 
         self._process = launch(fds, exited)
 
-    def restart(self, launch: Launch, first: bytes = b"") -> None:
-        """Begin anew with fresh descriptors, after a refusal."""
+    def restart(self, launch: Launch) -> None:
+        """Begin anew with fresh descriptors, after a refusal; what had been sent is sent again."""
         self._close()
         self._unsent.clear()
-        self.start(launch, first)
+        early, self._early = self._early, []
+        self.start(launch)
+        for data in early or ():
+            self._send(data)
 
     def _open(self) -> tuple[int, int, int]:
         opened: list[int] = []
+        self._outputs = select.poll()
         try:
             ours, theirs = socket.socketpair()
             self._connection = ours
@@ -77,6 +86,7 @@ class FrameWorker:
                 reading, writing = os.pipe()
                 opened.append(writing)
                 self._drains += (Drain(self._loop, reading, stream, self._printed),)
+                self._outputs.register(reading, select.POLLIN)
         except OSError:
             for fd in opened:
                 os.close(fd)
@@ -88,7 +98,7 @@ class FrameWorker:
     # --- worker.Worker ---
 
     def invoke(self, call: Call) -> None:
-        meta = wire.Invoke(call.n, call.request_id, call.deadline, call.arn, call.trace, call.client_context)
+        meta = wire.Invoke(call.n, call.request_id, call.deadline, call.arn, call.trace, call.client_context, call.timeout_ms)
         self._send(wire.encode_invoke(meta, call.event))
 
     def quit(self) -> None:
@@ -106,6 +116,8 @@ class FrameWorker:
 
     def _send(self, data: bytes) -> None:
         """Write now what the socket takes, the rest when it takes more. Bounded: one event at a time."""
+        if self._early is not None:
+            self._early.append(data)
         connection = self._connection
         if connection is None:
             return
@@ -170,24 +182,28 @@ class FrameWorker:
     def _frame(self, frame: wire.Frame) -> None:
         kind, meta, events = frame.kind, frame.meta, self._events
         if kind == wire.OK or kind == wire.ERROR:
-            for drain in self._drains:
-                drain.catch_up()
+            self._catch_up()
             events.answered(
                 Answer(n=meta.n, ok=kind == wire.OK, payload=frame.body, ms=meta.ms, cpu_ms=meta.cpu_ms, max_mb=meta.max_mb),
             )
         elif kind == wire.READY:
-            for drain in self._drains:
-                drain.catch_up()
+            self._early = None
+            self._catch_up()
             events.ready(Init(meta.init_ms, meta.cpu_ms, meta.max_mb))
         elif kind == wire.FAILED:
             events.failed(frame.body)
         elif kind == wire.TOO_LARGE:
-            for drain in self._drains:
-                drain.catch_up()
+            self._catch_up()
             events.too_large()
         else:
             events.broke(f"the worker sent {frame.body.decode('utf-8', 'replace')}")
             self._close_wire()
+
+    def _catch_up(self) -> None:
+        """Read what the run has printed by now. A pipe that was closed counts as one that has something: that costs a look."""
+        if self._outputs.poll(0):
+            for drain in self._drains:
+                drain.catch_up()
 
     def _printed(self, stream: str, data: bytes) -> None:
         self._events.printed(stream, data)

@@ -19,6 +19,7 @@ class PythonRuntime:
     """Implements worker.Runtime for one version of one function."""
 
     resident = True
+    eager = True
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -67,7 +68,7 @@ class PythonRuntime:
                 if not process.unsound and template.usable:
                     return False
                 self._fall_back(process.error)
-                worker.restart(self._spawn(spec), first)
+                worker.restart(self._spawn(spec))
                 return True
 
             worker.start(template.fork, first, refused)

@@ -43,7 +43,7 @@ class Seat:
 
     __slots__ = (
         "_answer", "_begun", "_cold", "_cpu_ms", "_done", "_ending", "_handed", "_init_error", "_init_ms", "_kill_at",
-        "_limit_at", "_lived", "_n", "_printed", "_started", "_task", "_watch", "generation", "idle_since", "init_ms",
+        "_limit_at", "_lived", "_n", "_printed", "_started", "_task", "_told_early", "_watch", "generation", "idle_since", "init_ms",
         "place", "settled", "spec", "worker",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Seat:
         self._started = self._begun = _monotonic()
         self._handed = False
         self._lived = False
+        self._told_early = False
         self._cold = False
         self._init_ms: float | None = None
         self._cpu_ms = 0.0
@@ -77,10 +78,16 @@ class Seat:
 
     def start(self) -> None:
         """Start the worker; the pool has put this seat where it belongs."""
-        self.worker = self.generation.runtime.start_worker(self.spec, self)
-        if not self.generation.runtime.resident:
+        runtime = self.generation.runtime
+        if self._task is not None:
+            self._printed = self.generation.captured(self._task.run)  # what init prints belongs to the run that waits for it
+        worker = self.worker = runtime.start_worker(self.spec, self)
+        if not runtime.resident:
             self._lived = True
             self._hand_over()
+        elif self.generation.eager and self._task is not None:
+            self._told_early = True
+            worker.invoke(self._call(self._task, 0))
 
     def take(self, task: Task, done: Done) -> None:
         """Carry out a run: now when idle, else as soon as ready."""
@@ -110,20 +117,30 @@ class Seat:
         now = self._begun = _monotonic()
         timeout_ms = generation.function.timeout_ms
         self._limit_at = now + timeout_ms / 1000
-        if self._printed.run or self._printed.bytes:
-            self._printed.end()
-        self._printed = generation.captured(task.run)
-        worker.invoke(
-            Call(
-                n=self._n,
-                run=task.run,
-                request_id=task.invocation,
-                event=task.event,
-                deadline=int(time.time() * 1000) + timeout_ms,
-                arn=generation.arn if not task.qualifier else f"{generation.arn}:{task.qualifier}",
-                trace=task.trace,
-                client_context=task.client_context,
-            )
+        printed = self._printed
+        if printed.run != task.run:
+            if printed.bytes:
+                printed.end()
+                self._printed = generation.captured(task.run)
+            else:
+                printed.run = task.run  # nothing was printed since the last run: the same object will do
+        if self._told_early:
+            self._told_early = False
+        else:
+            worker.invoke(self._call(task, int(time.time() * 1000) + timeout_ms))
+
+    def _call(self, task: Task, deadline: int) -> Call:
+        generation = self.generation
+        return Call(
+            n=self._n,
+            run=task.run,
+            request_id=task.invocation,
+            event=task.event,
+            deadline=deadline,
+            arn=generation.arn if not task.qualifier else f"{generation.arn}:{task.qualifier}",
+            trace=task.trace,
+            client_context=task.client_context,
+            timeout_ms=generation.function.timeout_ms,
         )
 
     def stop(self, outcome: Outcome) -> None:

@@ -68,7 +68,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Invoke(Struct, frozen=True, gc=False):
-    """The meta of an INVOKE: run counter, request id, deadline in epoch ms, invoked ARN, X-Ray header, client context (JSON text)."""
+    """The meta of an INVOKE: run counter, request id, deadline in epoch ms, invoked ARN, X-Ray header, client context (JSON text).
+
+    `deadline` 0: the run was handed over before the worker was ready, and ends `timeout` ms after its handler is called.
+    """
 
     n: int
     id: str
@@ -76,6 +79,7 @@ class Invoke(Struct, frozen=True, gc=False):
     arn: str
     trace: str = ""
     client: str = ""
+    timeout: int = 0
 
 
 def encode_invoke(meta: Invoke, event: bytes) -> bytes:
@@ -111,8 +115,7 @@ class Parser:
         if self._broken:
             return []
         if not self._buffer and not self._skip and len(data) >= 5 and _U32.unpack_from(data)[0] + 4 == len(data) <= MAX_FRAME:
-            frame = self._frame(memoryview(data)[4:])  # the usual case: one read, one frame, no copy of the buffer
-            return [frame]
+            return [self._frame(data, 4)]  # the usual case: one read, one frame
         frames: list[Frame] = []
         buffer = self._buffer
         buffer += data
@@ -134,28 +137,30 @@ class Parser:
             elif len(buffer) < 4 + length:
                 break
             else:
-                frames.append(self._frame(memoryview(bytes(buffer[4 : 4 + length]))))
+                frames.append(self._frame(bytes(buffer[: 4 + length]), 4))
                 del buffer[: 4 + length]
         return frames
 
-    def _frame(self, view: memoryview) -> Frame:
-        kind = _KINDS.get(view[0], BROKEN)
+    def _frame(self, data: bytes, at: int) -> Frame:
+        """The frame whose kind stands at `at` and which ends with `data`."""
+        kind = _KINDS.get(data[at], BROKEN)
         try:
             if kind == READY:
-                return Frame(kind, _decode_meta(view[1:]), b"")
+                return Frame(kind, _decode_meta(data[at + 1 :]), b"")
             if kind == BROKEN:
                 return self._break("an unknown kind of frame")
-            if len(view) < 5:
+            if len(data) < at + 5:
                 return self._break("a frame without meta")
-            (size,) = _U32.unpack_from(view, 1)
-            if size > MAX_META or 5 + size > len(view):
+            (size,) = _U32.unpack_from(data, at + 1)
+            end = at + 5 + size
+            if size > MAX_META or end > len(data):
                 return self._break("a frame whose meta is longer than the frame or its limit")
-            meta = _decode_meta(view[5 : 5 + size])
+            meta = _decode_meta(data[at + 5 : end])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return self._break(f"meta that is not what it should be ({error})")
-        if len(view) - 5 - size > MAX_PAYLOAD:
+        if len(data) - end > MAX_PAYLOAD:
             return Frame(TOO_LARGE, meta, b"the payload is over the limit")
-        return Frame(kind, meta, bytes(view[5 + size :]))
+        return Frame(kind, meta, data[end:])
 
     def _break(self, why: str) -> Frame:
         self._broken = True

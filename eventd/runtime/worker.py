@@ -38,7 +38,10 @@ class Dependencies(Protocol):
 
 
 class Call(Struct, frozen=True, gc=False):
-    """One run as a worker is told of it. `deadline` is epoch ms; `n` counts the runs of this worker and comes back in the answer."""
+    """One run as a worker is told of it. `deadline` is epoch ms; `n` counts the runs of this worker and comes back in the answer.
+
+    `deadline` 0, only for an `eager` runtime: `timeout_ms` after the handler is called.
+    """
 
     n: int
     run: str
@@ -48,6 +51,7 @@ class Call(Struct, frozen=True, gc=False):
     arn: str
     trace: str = ""
     client_context: str = ""
+    timeout_ms: int = 0
 
 
 class Init(Struct, frozen=True, gc=False):
@@ -151,7 +155,11 @@ class Runtime(Protocol):
     """How workers of one version of one function are started. Made by a `RuntimeFactory`."""
 
     resident: bool
-    """False: one process per run. Then the pool calls `invoke` right after `start_worker`, awaits no `ready`, keeps no idle ones."""
+    """False: one process per run. Then the pool calls `invoke` right after `start_worker`, awaits no `ready`, keeps no idle ones.
+
+    A resident runtime may have an attribute `eager = True`: a run that waits for its worker is then handed over before `ready`, which
+    saves a cold start one way to and fro; and its worker must count the run's time from the call of the handler.
+    """
 
     async def prepare(self) -> None:
         """Whatever can be done before the first worker (a template, a probe). Raises EventdError(E-HANDLER) when it cannot work.

@@ -6,12 +6,13 @@ The audit outlives the processes, as the disk does. It believes neither the disp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from eventd.core.facts import Moved
 from eventd.core.retry import QUARANTINE_AFTER
 from eventd.journal.codec import EventMeta, Kept
 from eventd.journal.memory_tables import MemoryTables
-from eventd.model import End, Reason, RunRecord, State
+from eventd.model import End, Outcome, Reason, RunRecord, State
 from eventd.ports import Json, OwedRow
 
 MAY: dict[State, tuple[State, ...]] = {
@@ -26,8 +27,8 @@ class Known:
     """An invocation as the disk has seen it. `runs` are the begun ones since it was accepted or redriven."""
 
     __slots__ = (
-        "attempts", "binding", "born", "died", "end", "event", "function", "given_back", "id", "key", "lost", "ready_at", "redriven", "run", "runs",
-        "seq", "serial", "state", "succeeded", "wait_ms",
+        "attempts", "binding", "born", "died", "end", "event", "function", "given_back", "id", "key", "lost", "ready_at", "redriven", "run",
+        "runs", "seq", "serial", "state", "succeeded", "wait_ms",
     )  # fmt: skip
 
     def __init__(self, kept: Kept, event: Happened, now: int) -> None:
@@ -48,9 +49,10 @@ class Known:
 class Happened:
     """An event, and what its trigger is owed: once for each time that its last open invocation settled."""
 
-    __slots__ = ("claims_ok", "due", "fresh", "id", "members", "notify", "open", "owed", "source", "trigger", "unhappy")
+    __slots__ = ("claims_ok", "data", "due", "fresh", "id", "members", "notify", "open", "owed", "source", "trigger", "unhappy")
 
-    def __init__(self, meta: EventMeta) -> None:
+    def __init__(self, meta: EventMeta, data: bytes) -> None:
+        self.data = data
         self.id, self.source, self.trigger = meta.id, meta.source, meta.trigger
         self.notify = meta.notify
         self.members: list[Known] = []
@@ -80,6 +82,8 @@ class Audit:
         self.accepted = self.settled = 0
         self.ends: dict[str, End] = {}
         """invocation id -> the end that left the tables, in the outbox."""
+        self.skipped: Counter[tuple[str, str]] = Counter()
+        """(source, event id) -> invocations skipped at acceptance."""
         self.recorded: dict[str, RunRecord] = {}
         self.began: dict[str, int] = {}
         """run -> how many invocations began with it."""
@@ -92,10 +96,10 @@ class Audit:
 
     # --- what the tables tell ---
 
-    def event_put(self, meta: EventMeta) -> None:
+    def event_put(self, meta: EventMeta, data: bytes) -> None:
         if (meta.source, meta.id) in self.by_identity:
             self.blame("6", f"event {meta.source}/{meta.id} was stored twice")
-        happened = Happened(meta)
+        happened = Happened(meta, data)
         self.events[meta.seq] = self.by_identity[meta.source, meta.id] = happened
         self.touched[id(happened)] = happened
 
@@ -189,6 +193,7 @@ class Audit:
         if known is None:  # skipped at acceptance: it never was in the tables
             self.accepted += 1
             self.settled += 1
+            self.skipped[str(ended["source"]), str(ended["event"])] += 1
             if end is not End.SKIPPED:
                 self.blame("2", f"invocation {id} ended as {end} and was never accepted")
             return
@@ -266,6 +271,18 @@ class Audit:
             if happened.notify and happened.owed != happened.due:
                 self.blame("owed", f"{happened.due} settlements of {happened.id} are due and {happened.owed} are owed")
 
+    def moves_after(self, record: RunRecord, moves: Sequence[Moved]) -> None:
+        """What follows a run: only one that we stopped gives its attempt back, and a lost one counts as lost."""
+        back = record.outcome in (Outcome.INTERRUPTED, Outcome.CANCELLED)
+        for move in moves:
+            known = self.known.get(move.seq)
+            if known is None or move.state is State.SETTLED:
+                continue
+            if move.attempts != known.attempts - back:
+                self.blame("attempts", f"after {record.outcome} {known.id} counts {move.attempts} attempts, it began {known.attempts}")
+            if record.outcome is Outcome.LOST and move.lost != known.lost + 1:
+                self.blame("10", f"{known.id} was lost once more, and counts {move.lost} after {known.lost}")
+
     def give(self, known: Known, run: str) -> None:
         """A worker is given a run of this invocation."""
         self.started.add(run)
@@ -283,7 +300,7 @@ class AuditedTables(MemoryTables):
 
     def put_event(self, meta: EventMeta, data: bytes) -> None:
         super().put_event(meta, data)
-        self.audit.event_put(meta)
+        self.audit.event_put(meta, data)
 
     def put_invocation(self, kept: Kept) -> None:
         super().put_invocation(kept)

@@ -20,6 +20,17 @@ START_MS = 1_790_000_000_000
 """The wall clock at the birth of a world."""
 COMMIT_MS = (0, 0, 0, 1, 2, 20)
 """How long the writer thread takes to come round to what waits."""
+_CALLS = (
+    "accept", "append Acknowledged", "append Began", "append Discarded", "append Ended", "append Expired", "append PauseSet",
+    "append nothing", "event", "page",
+)  # fmt: skip
+POINTS: tuple[str, ...] = (
+    *(f"{when} {call}" for call in _CALLS for when in ("before", "after", "before told", "after told")),
+    "before commit", "halfway commit", "after commit",
+    *(f"{when} {effect}" for effect in ("start", "stop", "end", "ack", "answer", "settle", "acknowledge") for when in ("before", "after")),
+    "before load", "after boot",
+)  # fmt: skip
+"""Every place where a simulated process may die. `told` is the journal's answer to a call."""
 
 
 class Crash(BaseException):
@@ -86,6 +97,9 @@ class VirtualLoop:
 
     def call_soon(self, call: Callable[..., object], *args: Any) -> Handle:
         return self._ground.daemon(0, call, *args)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        raise context["exception"]
 
     def create_future(self) -> Future:
         return Future()
@@ -171,10 +185,12 @@ class SimJournal(MemoryJournal):
     ) -> None:
         self._ground.point("before page")
         super().page(binding, function, after, upto_due, limit, self._told("page", done))
+        self._ground.point("after page")
 
     def event(self, seq: int, done: Callable[[EventRow], None]) -> None:
         self._ground.point("before event")
         super().event(seq, self._told("event", done))
+        self._ground.point("after event")
 
     def write(self) -> None:
         """The writer thread has come round."""

@@ -63,18 +63,21 @@ PLANS: dict[str, Plan] = {
         crashes=4, pauses=4, cancels=10, redrives=6, discards=4, reloads=4, clock_steps=2, overloads=1, fail=0.4, events=20, calls=6
     ),
     "stops": Plan(crashes=2, stops=4, drains=3, calls=14, longest_ms=1_500, events=14, overloads=0),
-    "crowded": Plan(concurrency=2, caps=(2, 1, 1, 2), crashes=3, calls=30, events=24, rate=(3, 1_000), max_age_ms=6_000, trigger_cap=1, longest_ms=600),
+    "crowded": Plan(
+        concurrency=2, caps=(2, 1, 1, 2), trigger_cap=1, rate=(3, 1_000), max_age_ms=6_000, crashes=3, calls=30, events=24, files=12,
+        reloads=5, longest_ms=600,
+    ),
     "backlog": Plan(
-        crashes=3, spread=1_500, burst=60, window=6, events=6, files=20, calls=2, fail=0.3, cancels=8, redrives=4, clock_steps=2, longest_ms=150,
-        horizon_ms=20_000, max_age_ms=0,
+        window=6, burst=60, horizon_ms=20_000, crashes=3, spread=1_500, events=6, files=20, calls=2, fail=0.3, cancels=8, redrives=4,
+        clock_steps=2, longest_ms=150,
     ),
     "fair": Plan(
-        crashes=1, spread=2_000, concurrency=3, caps=(2, 2, 2, 2), burst=30, events=10, files=20, batch=1, calls=0, ticks=False, invokes=20,
-        cancels=0, pauses=0, reloads=0, clock_steps=0, overloads=0, horizon_ms=10_000,
+        fair=True, burst=40, horizon_ms=10_000, concurrency=2, caps=(2, 2, 2, 2), crashes=1, spread=2_000, events=4, files=20, batch=1,
+        invokes=4, calls=0, ticks=False, cancels=0, pauses=0, redrives=0, discards=0, reloads=0, clock_steps=0, overloads=0,
     ),
     "poison": Plan(
-        crashes=0, poison=0.2, events=16, files=4, calls=6, pauses=0, cancels=0, redrives=0, discards=0, reloads=0, clock_steps=0, overloads=0,
-        longest_ms=60,
+        poison=0.35, horizon_ms=15_000, concurrency=8, caps=(4, 4, 2, 3), crashes=0, events=24, files=8, calls=6, longest_ms=60, pauses=0,
+        cancels=0, redrives=0, discards=0, reloads=0, clock_steps=0, overloads=0,
     ),
 }  # fmt: skip
 

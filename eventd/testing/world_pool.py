@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 POISON = b'"poison"'
 GRACE_MS = 50
+OLD_MS = 200
 SETTLE_MS = 1_000
 """A change of the rules is allowed this long to reach runs that were decided before it."""
 BYPASS = 3
@@ -27,10 +28,12 @@ FAILURES = (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.CRASHED, Outcome.OUT_OF_M
 class Going:
     """A run in a worker."""
 
-    __slots__ = ("done", "ended", "members", "task")
+    __slots__ = ("done", "ended", "members", "of_files", "task")
 
-    def __init__(self, task: Task, members: tuple[Known, ...], done: Callable[[Ran], None]) -> None:
+    def __init__(self, task: Task, members: tuple[Known, ...], done: Callable[[Ran], None], of_files: bool) -> None:
         self.task = task
+        self.of_files = of_files
+        """Whether it came through the trigger that has a cap of its own."""
         self.members = members
         self.done = done
         self.ended = False
@@ -45,15 +48,24 @@ class SimPool:
         self.busy: Counter[str] = Counter()
         self.starts: dict[str, deque[int]] = {}
         self.passed: dict[str, Counter[str]] = {}
+        self.called: set[str] = set()
+        """Direct calls that were run."""
 
     def run(self, task: Task, done: Callable[[Ran], None]) -> None:
         world = self.world
         world.point("before start")
         members = self._members(task) if task.lane is Lane.DURABLE else ()
-        going = self.running[task.run] = Going(task, members, done)
+        of_files = members[0].binding == world.files.name if members else task.invocation in world.asks.of_files
+        going = self.running[task.run] = Going(task, members, done, of_files)
         self.busy[task.function] += 1
         world.note(f"start {task.function} {task.run} {' '.join(known.id for known in members) or task.invocation}")
         self._check(task, members)
+        if world.people.interrupted:
+            world.blame("drain", f"run {task.run} starts after everything was interrupted")
+        if task.lane is Lane.DIRECT:
+            if task.invocation in self.called:
+                world.blame("calls", f"{task.invocation} is run twice")
+            self.called.add(task.invocation)
         for known in members:
             world.audit.give(known, task.run)
             world.lost.pop(known.seq, None)
@@ -93,6 +105,11 @@ class SimPool:
         going.done(Ran(outcome=outcome, error_type=None if outcome is Outcome.SUCCEEDED else "Sim.Error"))
         world.point("after end")
 
+    @property
+    def files(self) -> int:
+        """Runs at this moment that count against the cap of their trigger."""
+        return sum(going.of_files for going in self.running.values())
+
     # --- what must hold when a run starts ---
 
     def _members(self, task: Task) -> tuple[Known, ...]:
@@ -117,10 +134,8 @@ class SimPool:
             world.blame("caps", f"{self.busy[name]} runs of {name} at once, {world.rules.most_of(name)} are allowed")
         if len(self.running) > world.plan.concurrency:
             world.blame("caps", f"{len(self.running)} runs at once, {world.plan.concurrency} are allowed")
-        if world.plan.trigger_cap:
-            files = sum(bool(g.members) and g.members[0].binding == world.files.name for g in self.running.values())
-            if files > world.plan.trigger_cap:
-                world.blame("caps", f"{files} runs of one trigger at once, {world.plan.trigger_cap} are allowed")
+        if 0 < world.plan.trigger_cap < self.files:
+            world.blame("caps", f"{self.files} runs of one trigger at once, {world.plan.trigger_cap} are allowed")
         self._check_rate(name)
         for known in members:
             since = world.rules.held_since(known.binding, name)
@@ -155,7 +170,7 @@ class SimPool:
         self.passed.pop(name, None)
         for other, rows in world.audit.alive.items():
             old = self.busy[other] < world.rules.most_of(other) and any(
-                known.state is State.WAITING and known.ready_at + SETTLE_MS < world.now for known in rows.values()
+                known.state is State.WAITING and known.ready_at + OLD_MS < world.now for known in rows.values()
             )
             if other == name or not old:
                 self.passed.pop(other, None) if not old else None

@@ -16,11 +16,10 @@ from eventd.daemon.engine import Pending
 from eventd.daemon.intake import Bound
 from eventd.errors import Conflict, EventdError
 from eventd.journal.codec import identity
-from eventd.model import BindingSettings, Outcome, Reason
+from eventd.model import BindingSettings, Reason
 from eventd.ports import OwedRow
 from eventd.sdk import Answer, Event, Receipt
 from eventd.testing.world_parts import START_MS
-from eventd.testing.world_pool import POISON
 
 if TYPE_CHECKING:
     from eventd.testing.world import World
@@ -30,15 +29,21 @@ PERIOD_MS = 2_500
 BEHIND = 3
 """Ticks further behind than this are recorded as skipped."""
 AGAIN_MS = 1_500
+SEEN, MOVED = b"seen", b"moved"
+"""What the ledger says of a file."""
 
 
-def answered(world: World, source: str, id: str, tell: Callable[[Receipt | EventdError], None]) -> Callable[[Receipt | EventdError], None]:
+def answered(
+    world: World, source: str, id: str, tell: Callable[[Receipt | EventdError], None], ledger: tuple[bytes, bytes] | None = None
+) -> Callable[[Receipt | EventdError], None]:
     """The way of an answer to its source: a place to die before and after, and what it says must be true of the disk."""
 
     def done(answer: Receipt | EventdError) -> None:
         if isinstance(answer, Receipt):
             if identity(source, answer.event) not in world.tables.dedup and (source, answer.event) not in world.audit.by_identity:
                 world.blame("1", f"{source}/{id} is acknowledged and not on disk")
+            if ledger is not None and world.tables.ledgers.get((source, ledger[0])) not in (ledger[1], MOVED):
+                world.blame("5", f"{source}/{id} is acknowledged and its ledger entry is not on disk")
             world.acknowledged[source, answer.event] = True
         world.point("before ack")
         word = answer.code if isinstance(answer, EventdError) else "duplicate" if answer.duplicate else "ack"
@@ -55,19 +60,20 @@ class Web:
     def __init__(self, world: World) -> None:
         self.world = world
         self.bindings = (
-            BindingSettings("web/f0", "web", "f0"),
+            BindingSettings("web/f0", "web", "f0", filter={"kind": ["a", "b"]}),
             BindingSettings("web/f1", "web", "f1", filter={"kind": ["a"]}),
         )
         self.bound = tuple(Bound(binding) for binding in self.bindings)
         self.bodies: dict[str, bytes] = {}
+        self.others: set[str] = set()
+        """Ids that came with another body too, one that no binding takes."""
         self.stubborn: set[str] = set()
         self.waiting: set[str] = set()
         plan, chance = world.plan, world.chance
         for number in range(plan.events):
             world.at(chance.randrange(plan.horizon_ms), self.first, f"e{number}")
-        burst = chance.randrange(plan.horizon_ms // 2)
         for number in range(plan.burst):
-            world.at(burst + chance.randrange(1_000), self.first, f"b{number}")
+            world.at(world.burst_at + chance.randrange(1_000), self.first, f"b{number}")
 
     def first(self, id: str) -> None:
         world = self.world
@@ -87,6 +93,8 @@ class Web:
         world = self.world
         if world.up:
             world.note(f"offer web/{id}{' other' if body else ''}")
+            if body is not None:
+                self.others.add(id)
             named = None if body is None and id not in self.stubborn and world.maybe(world.plan.anonymous) else id
             event = Event(data=msgspec.Raw(body or self.bodies[id]), id=named, notify=hash_of(id) % 100 < world.plan.notify * 100)
             world.intake.offer("web", event, self.bound, answered(world, "web", id, lambda answer: self.told(id, body, answer)), None)
@@ -101,9 +109,10 @@ class Web:
         if body is None and (isinstance(answer, (Receipt, Conflict))):
             self.waiting.discard(id)
 
-    def wanted(self, id: str) -> set[str]:
-        """The bindings that take this event's body, as it was first stored."""
-        return {"web/f0", "web/f1"} if b'"kind":"a"' in self.bodies.get(id, b"") else {"web/f0"}
+    @staticmethod
+    def wanted(data: bytes) -> int:
+        """How many bindings take this body."""
+        return 2 if b'"kind":"a"' in data else 1 if b'"kind":"b"' in data else 0
 
 
 class Ticks:
@@ -114,9 +123,10 @@ class Ticks:
         self.binding = BindingSettings("tick/f2", "tick", "f2")
         self.bound = (Bound(self.binding),)
         self.next = 0
+        self.seen = 0
         self.busy = False
         if world.plan.ticks:
-            for number in range((world.plan.horizon_ms + world.plan.calm_ms) // 500):
+            for number in range((world.plan.horizon_ms + world.plan.calm_ms // 3) // 500):
                 world.at(500 * number, self.look)
 
     def booted(self) -> None:
@@ -131,14 +141,16 @@ class Ticks:
 
     def look(self) -> None:
         world = self.world
+        self.seen = self.due
         if not world.up or self.busy or self.next >= self.due or not world.intake.open:
             return
         number = self.next + 1
         self.busy = True
         skip = Reason.CATCH_UP if self.due - number >= BEHIND else None
-        event = Event(data={"tick": number}, id=f"t{number}", key="tick", serial=True, max_open=2, skip=skip, fingerprint=b"")
-        tell = answered(world, "tick", f"t{number}", lambda answer: self.told(number, answer))
-        world.intake.offer("tick", event, self.bound, tell, {b"next": str(number).encode()})
+        event = Event(data={"tick": number}, id=f"t{number}", key="tick", serial=True, max_open=2, skip=skip)
+        entry = (b"next", str(number).encode())
+        tell = answered(world, "tick", f"t{number}", lambda answer: self.told(number, answer), entry)
+        world.intake.offer("tick", event, self.bound, tell, dict([entry]))
 
     def told(self, number: int, answer: Receipt | EventdError) -> None:
         self.busy = False
@@ -158,9 +170,10 @@ class Files:
         self.there: dict[str, int] = {}
         self.moved: set[str] = set()
         self.offered: set[str] = set()
-        self.after = 0
+        self.after = {"files": 0, "web": 0}
+        within = world.burst_at + 1_000 if world.plan.fair else world.plan.horizon_ms
         for number in range(world.plan.files):
-            world.at(world.chance.randrange(world.plan.horizon_ms), self.drop, f"d{number}")
+            world.at(world.chance.randrange(within), self.drop, f"d{number}")
         for number in range((world.plan.horizon_ms + world.plan.calm_ms) // 1_000):
             world.at(1_000 * number, self.scan)
 
@@ -170,7 +183,7 @@ class Files:
 
     def booted(self) -> None:
         self.offered.clear()
-        self.after = 0
+        self.after = {"files": 0, "web": 0}
         self.tell_all()
 
     def scan(self) -> None:
@@ -181,8 +194,8 @@ class Files:
             if id not in self.offered and ("files", id.encode()) not in world.tables.ledgers:
                 self.offered.add(id)
                 event = Event(data={"Records": [{"n": id}]}, id=id, key=f"k{key}", notify=True, delay_ms=self.delay(id))
-                tell = answered(world, "files", id, lambda answer, id=id: self.told(id, answer))  # type: ignore[misc]
-                world.intake.offer("files", event, self.bound, tell, {id.encode(): b"seen"})
+                tell = answered(world, "files", id, lambda answer, id=id: self.told(id, answer), (id.encode(), SEEN))  # type: ignore[misc]
+                world.intake.offer("files", event, self.bound, tell, {id.encode(): SEEN})
 
     def delay(self, id: str) -> int:
         return 300 if hash_of(id) % 4 == 0 else 0
@@ -192,12 +205,12 @@ class Files:
             self.offered.discard(id)
 
     def tell_all(self) -> None:
-        """Every settlement owed to this trigger or to the webhook, told once in this process's life until acknowledged."""
+        """What is owed to the two triggers, each once in this process's life, until it is acknowledged."""
         world = self.world
-        for trigger in ("files", "web"):
-            for row in world.finish(world.journal.owed(trigger, self.after, 512)):
+        for trigger, after in self.after.items():
+            for row in world.finish(world.journal.owed(trigger, after, 512)):
+                self.after[trigger] = row.seq
                 self.settled(row)
-        self.after = max(world.tables.owing, default=self.after)
 
     def settled(self, row: OwedRow) -> None:
         world = self.world
@@ -207,7 +220,7 @@ class Files:
         if row.trigger == "files":
             self.moved.add(row.event)
         world.point("after settle")
-        writes = (LedgerWrite(row.event.encode(), b"moved"),) if row.trigger == "files" else ()
+        writes = (LedgerWrite(row.event.encode(), MOVED),) if row.trigger == "files" else ()
         world.point("before acknowledge")
         world.journal.append([Acknowledged(row.seq, row.trigger, writes)], lambda: None)
         world.point("after acknowledge")
@@ -220,6 +233,7 @@ class Asks:
         self.world = world
         self.calls = 0
         self.open: dict[int, str] = {}
+        self.of_files: set[str] = set()
         plan, chance = world.plan, world.chance
         for number in range(plan.invokes):
             world.at(chance.randrange(plan.horizon_ms), self.invoke, f"i{number}")
@@ -257,19 +271,21 @@ class Asks:
             world.point("before answer")
             if self.open.pop(number, None) is None:
                 world.blame("calls", f"call {number} is answered twice, or after its caller had gone")
-            ran = answer.invocation in {r.invocation for r in world.book.direct} or answer.outcome is not None
-            if answer.refusal is not None and ran:
-                world.blame("calls", f"call {number} is refused and was run")
+            if (answer.refusal is None) != (answer.invocation in world.pool.called):
+                world.blame("calls", f"call {number} is answered with {answer.refusal or answer.outcome}, and that is not what happened")
             world.note(f"answer {number} {answer.refusal or answer.outcome}")
             world.point("after answer")
 
         trigger, binding = ("files", self.world.files.name) if function == "f3" and world.maybe(0.5) else (None, None)
-        pending = Pending(function, b'{"c":1}', f"c{number}-{world.boots}", done, world.now_ms(), world.monotonic(), trigger, binding)
+        invocation = f"c{number}-{world.boots}"
+        if trigger is not None:
+            self.of_files.add(invocation)
+        pending = Pending(function, b'{"c":1}', invocation, done, world.now_ms(), world.monotonic(), trigger, binding)
         gone = world.engine.submit(pending, wait)
         if world.maybe(0.2):
             world.daemon(world.chance.randrange(1_000), self.leave, number, gone)
         # a call waits at most `wait`, and its run takes at most so long
-        world.daemon((1_000 if wait is None else wait) + world.plan.longest_ms + 500, self.overdue, number)
+        world.daemon((1_000 if wait is None else wait) + world.plan.longest_ms + 2_000, self.overdue, number)
 
     def leave(self, number: int, gone: Callable[[], None]) -> None:
         waiting = len(self.world.engine.state.waiting)
@@ -285,6 +301,3 @@ class Asks:
 def hash_of(text: str) -> int:
     """A number from a text that is the same in every process."""
     return sum(ord(letter) * 31**place for place, letter in enumerate(text))
-
-
-__all__ = ["POISON", "Asks", "Files", "Outcome", "Ticks", "Web", "answered"]

@@ -60,11 +60,10 @@ async def serve_null(sock: socket.socket) -> None:
 
 
 async def _serve_webhook(sock: socket.socket, mode: str) -> None:
-    from eventd_plugins.webhook import WebhookSettings, plugin
-
     from eventd.http.router import Router
     from eventd.sdk import Answer, Outcome, Receipt
     from eventd.testing.site import FakeSite
+    from eventd_plugins.webhook import WebhookSettings, plugin
 
     router = Router()
     site: Any = FakeSite("hook")

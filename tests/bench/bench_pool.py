@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110, ASYNC230
 """Prints what the worker pool costs: a warm call, cold starts, 0 to 500 workers, an idle worker's memory. Not part of the suite.
 
 python tests/bench/bench_pool.py [--quick]
@@ -24,7 +25,7 @@ from eventd.runtime.sweep import proportional
 
 NULL = "def handler(event, context):\n    return event\n"
 NOW = "import time\ndef handler(event, context):\n    return time.monotonic()\n"
-SLEEP = "import time\ndef handler(event, context):\n    time.sleep(3)\n"
+SLEEP = "import time\ndef handler(event, context):\n    time.sleep(40)\n"
 
 
 class Store:
@@ -139,7 +140,6 @@ async def main(quick: bool) -> None:
         assert generation is not None
         sizes = [proportional(seat.worker.pid) / 2**20 for seat in list(generation.seats)[:20] if seat.worker is not None]
         show("memory of one of them (PSS)", sizes, "MiB")
-        await asyncio.gather(*held)
         started = time.perf_counter()
         await pool.aclose()
         print(f"{'aclose':<44} {(time.perf_counter() - started) * 1000:.0f} ms")

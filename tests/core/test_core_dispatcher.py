@@ -495,6 +495,8 @@ def test_a_suspect_runs_alone_among_suspects_so_that_only_the_guilty_is_condemne
     assert world.seqs() == [1]
     world.seq = 3
     world.arrive("f")
+    assert world.seqs() == [1]  # its trial: whoever kills the daemon now is guilty
+    world.advance(500)
     assert world.seqs() == [1, 4]
     world.end(world.started[0], Outcome.LOST)
     assert world.ends == {1: (End.DEAD, Reason.QUARANTINED)}

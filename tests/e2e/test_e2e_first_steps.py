@@ -108,8 +108,8 @@ def test_five_mistakes_give_five_errors_and_the_daemon_goes_on(site: Site) -> No
 
 @pytest.mark.timeout(120)
 def test_demo_once_shows_a_succeeded_run_for_each_trigger(tmp_path: Path) -> None:
-    import subprocess  # noqa: PLC0415
-    import sys  # noqa: PLC0415
+    import subprocess
+    import sys
 
     done = subprocess.run([sys.executable, "-m", "eventd", "demo", "--once"], capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr

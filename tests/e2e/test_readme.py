@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(clone: Path) -> Iterator[tuple[Path, str]]:
+def installed(clone: Path) -> tuple[Path, str]:
     """Block 1, as a newcomer runs it, until it has shown a run of each trigger; then Ctrl-C. Its output, and the clone."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("EVENTD_", "PYTHON", "VIRTUAL_ENV"))}
     output = clone / "demo-output"
@@ -52,7 +51,7 @@ def installed(clone: Path) -> Iterator[tuple[Path, str]]:
         time.sleep(0.1)
     os.killpg(shell.pid, signal.SIGINT)
     assert shell.wait(30) == 0, output.read_text()
-    yield clone, output.read_text()
+    return clone, output.read_text()
 
 
 @pytest.mark.timeout(300)

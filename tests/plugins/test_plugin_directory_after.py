@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eventd_plugins import directory_after, directory_departures
-from eventd_plugins.directory_after import Leave, Left, leave
-from eventd_plugins.directory_files import rename_noreplace, version_of_stat
-from eventd_plugins.directory_rules import event_id, sequencer_text
 from test_plugin_directory_lab import Lab
 from test_plugin_directory_lab import lab as lab
 
 from eventd.sdk import Event, Settlement
 from eventd.testing.site import Status
+from eventd_plugins import directory_after, directory_departures
+from eventd_plugins.directory_after import Leave, Left, leave
+from eventd_plugins.directory_files import rename_noreplace, version_of_stat
+from eventd_plugins.directory_rules import event_id, sequencer_text
 
 pytestmark = pytest.mark.anyio
 

@@ -13,11 +13,11 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 import pytest
-from eventd_plugins.directory import plugin
-from eventd_plugins.directory_settings import DirectorySettings
 
 from eventd.sdk import Event, EventdError, Receipt
 from eventd.testing.site import Emitted, FakeSite
+from eventd_plugins.directory import plugin
+from eventd_plugins.directory_settings import DirectorySettings
 
 
 class Site(FakeSite):
@@ -88,10 +88,16 @@ class Lab:
         return [path_of(one.data) for one in self.events if "Records" in one.data and one.data["Records"][0]["eventName"] == name]
 
     async def emitted(self, count: int, *, step: float = 0.02, timeout: float = 10.0) -> None:
-        """Wait for that many events in all; virtual time passes by `step`."""
+        """Wait for that many events in all; virtual time passes by `step`, and with it, maybe, a scan of everything."""
         await self.site.wait_for(lambda: len(self.events) >= count, timeout, step=step)
 
-    async def calm(self, seconds: float = 3.0) -> None:
+    async def noticed(self, count: int) -> None:
+        """Wait for that many events in all, and assert that no scan of everything was needed (the first is after 48 s)."""
+        began = self.site.monotonic()
+        await self.emitted(count, step=0.002)
+        assert self.site.monotonic() - began < 40
+
+    async def calm(self, seconds: float = 3.0, *, step: float = 0.05) -> None:
         """Let virtual time pass, and return when everything that was due in it has been looked at.
 
         Proof by a marker: a file renamed in last, whose event comes only after what was due before it.
@@ -102,10 +108,13 @@ class Lab:
             name = f"marker-{self._markers}.jpg"
             self.bring(name)
             (self.root / f"{name}.done").touch()
-            await self.site.wait_for(lambda: any(path_of(one.data) == name.encode() for one in self.site.emitted), step=0.05)  # noqa: B023
+            await self.site.wait_for(lambda: any(path_of(one.data) == name.encode() for one in self.site.emitted), step=step)  # noqa: B023
 
     def crash(self, *, stored: bool = False) -> None:
-        self.site = self.site.reborn(stored=stored)
+        site = self.site.reborn(stored=stored)
+        site.__class__ = Site  # the fake is born again as a plain FakeSite
+        site.bodies = []  # type: ignore[attr-defined]
+        self.site = site
 
 
 def path_of(data: Any) -> bytes:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eventd_plugins.directory_event import version_etag
-from eventd_plugins.directory_files import version_of_stat
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from test_plugin_directory_lab import Lab, path_of
 
 from eventd.errors import Overloaded
+from eventd_plugins.directory_event import version_etag
+from eventd_plugins.directory_files import version_of_stat
 
 FOLDERS = ("", "d", "d/e", "f")
 folders = st.sampled_from(FOLDERS)
@@ -42,9 +42,11 @@ class Folder(RuleBasedStateMachine):
         self.end: asyncio.Event | None = None
 
     def teardown(self) -> None:
-        self.stop()
-        self.loop.close()
-        shutil.rmtree(self.folder)
+        try:
+            self.stop()
+        finally:
+            self.loop.close()
+            shutil.rmtree(self.folder)
 
     def await_(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(coroutine)

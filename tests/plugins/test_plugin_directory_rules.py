@@ -8,6 +8,11 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from eventd.sdk import Batching, Finding
 from eventd_plugins import directory_event as payload
 from eventd_plugins.directory import plugin
 from eventd_plugins.directory_rules import (
@@ -35,11 +40,6 @@ from eventd_plugins.directory_rules import (
     version_of,
 )
 from eventd_plugins.directory_settings import DirectorySettings
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
-
-from eventd.sdk import Batching, Finding
 
 names = st.binary(min_size=1, max_size=255).filter(lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b".."))
 paths = st.lists(names, min_size=1, max_size=4).map(b"/".join)

@@ -7,11 +7,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from eventd_plugins.schedule import ScheduleSettings, check, next_times, plugin
 from pydantic import ValidationError
 
 from eventd.sdk import EventdError, Overloaded, Reason
 from eventd.testing.site import Emitted, FakeSite
+from eventd_plugins.schedule import ScheduleSettings, check, next_times, plugin
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from eventd_plugins.webhook import WebhookSettings, plugin, pointed, short
 from pydantic import ValidationError
 
 from eventd.sdk import Answer, EventdError, Outcome, Overloaded, Refusal
 from eventd.testing.site import FakeSite, Status
+from eventd_plugins.webhook import WebhookSettings, plugin, pointed, short
 
 pytestmark = pytest.mark.anyio
 

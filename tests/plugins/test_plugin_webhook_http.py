@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from eventd_plugins.webhook import WebhookSettings, plugin
 
 from eventd.http.router import Router
 from eventd.http.server import HttpServer
 from eventd.model import HttpSettings
 from eventd.sdk import Answer, Call, Outcome
 from eventd.testing.site import FakeSite
+from eventd_plugins.webhook import WebhookSettings, plugin
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", {}
+    return "asyncio", {"use_uvloop": True}  # as in production
 
 
 DAEMONS = """
@@ -308,7 +308,7 @@ async def test_kill_9_of_the_daemon_takes_every_worker_along(tmp_path: Path) -> 
             await asyncio.sleep(300)
         asyncio.run(main())
     """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as daemon:
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as daemon:  # noqa: ASYNC220
         assert daemon.stdout is not None
         line = await asyncio.to_thread(daemon.stdout.readline)
         daemon.kill()

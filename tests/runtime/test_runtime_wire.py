@@ -105,7 +105,7 @@ def test_invoke_and_start_as_the_worker_reads_them() -> None:
     assert data[4:5] == b"I"
     (size,) = struct.unpack_from(">I", data, 5)
     assert json.loads(data[9 : 9 + size]) == {
-        "n": 7, "id": "id", "deadline": 1234, "arn": "arn:x", "trace": "Root=1", "client": '{"custom":{}}',
+        "n": 7, "id": "id", "deadline": 1234, "arn": "arn:x", "trace": "Root=1", "client": '{"custom":{}}', "timeout": 0,
     }  # fmt: skip
     assert data[9 + size :] == b'{"k":1}'
     start = wire.encode_start({"env": {"A": "ü"}})

@@ -13,6 +13,7 @@ Because the pidfd is sent before the child is waited for, reaping at once is saf
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the plain functions: the enums of `signal` cost a new process more than the rest of its start
 import array
 import contextlib
 import ctypes
@@ -34,14 +35,19 @@ PR_SET_NO_NEW_PRIVS = 38
 
 _MESSAGE = 256 * 1024
 _MAX_FDS = 16
+_OURS = (1, 2, 15)  # HUP, INT, TERM
+_DEFAULTED = (*_OURS, signal.SIGCHLD)
+_DEFAULT = int(signal.SIG_DFL)
+_BLOCK, _UNBLOCK = int(signal.SIG_BLOCK), int(signal.SIG_UNBLOCK)
 _HIGH = 64
 """Our own descriptors stand from here on, so that a child's 0, 1, 2, 3 ... never hit them."""
-_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = ctypes.CDLL(None).prctl
+_prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 def prctl(option: int, value: int) -> bool:
     """True when the kernel took it. Old kernels and odd sandboxes may refuse; nobody here depends on it alone."""
-    return bool(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) == 0)
+    return bool(_prctl(option, value, 0, 0, 0) == 0)
 
 
 def die_with_parent(parent: int) -> None:
@@ -66,8 +72,8 @@ class Forker:
         os.set_blocking(self._wake_write, False)
         self.children: dict[int, int] = {}
         """pid -> id of those not reaped yet."""
-        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(name, signal.SIG_IGN)  # our owner tells us to end by closing the socket, and nobody else may
+        for number in _OURS:
+            signal.signal(number, signal.SIG_IGN)  # our owner tells us to end by closing the socket, and nobody else may
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
@@ -116,12 +122,15 @@ class Forker:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
+        _signal.pthread_sigmask(_BLOCK, _OURS)  # one that comes before the child stops ignoring it waits for that
         try:
             pid = os.fork()
         except OSError as error:
+            _signal.pthread_sigmask(_UNBLOCK, _OURS)
             self.send({"op": "refused", "id": id, "error": "cannot make a process: " + (error.strerror or "")})
             return False
         if pid:
+            _signal.pthread_sigmask(_UNBLOCK, _OURS)
             self.children[pid] = id
             pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
             self.send({"op": "forked", "id": id, "pid": pid}, () if pidfd < 0 else (pidfd,))
@@ -129,8 +138,9 @@ class Forker:
                 os.close(pidfd)
             return False
         signal.set_wakeup_fd(-1)
-        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(name, signal.SIG_DFL)
+        for number in _DEFAULTED:
+            _signal.signal(number, _DEFAULT)
+        _signal.pthread_sigmask(_UNBLOCK, _OURS)
         self.children.clear()
         return True
 

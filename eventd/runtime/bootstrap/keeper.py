@@ -98,11 +98,11 @@ class Keeper:
             prctl(PR_SET_DUMPABLE, 1)
             for name in _RESTORED:
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
-            for name, soft, hard in message["rlimits"]:
-                limit(getattr(resource, name), soft, hard)
             sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 128) for fd in fds]  # out of the way of the targets
             for source, target in zip(sources, message["fds"]):  # noqa: B905  (strict= is newer than some interpreters)
                 os.dup2(source, target, inheritable=True)
+            for name, soft, hard in message["rlimits"]:  # last: a low RLIMIT_NOFILE forbids the high numbers above
+                limit(getattr(resource, name), soft, hard)
             what = message["cwd"]
             os.chdir(what)
             what = message["argv"][0]

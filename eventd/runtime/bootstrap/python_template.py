@@ -14,9 +14,9 @@ import ast
 import contextlib
 import gc
 import os
-import random
 import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,6 +75,14 @@ def open_files() -> dict[int, str]:
     return found
 
 
+def generators() -> list[Any]:
+    """Random generators that the preloaded modules made for themselves."""
+    random = sys.modules.get("random")
+    if random is None:
+        return []
+    return [it for it in gc.get_objects() if isinstance(it, random.Random) and not isinstance(it, random.SystemRandom)]
+
+
 class Template:
     def __init__(self, fd: int) -> None:
         self._forker = Forker(fd)
@@ -88,7 +96,7 @@ class Template:
         if message["op"] == "preload":
             why = self._preload(message["root"], message["entry"])
             gc.collect()
-            self._instances = [it for it in gc.get_objects() if isinstance(it, random.Random) and not isinstance(it, random.SystemRandom)]
+            self._instances = generators()
             gc.freeze()  # keeps shared pages shared: the collector no longer writes into them (measured.md 1)
             self._forker.send({"op": "ready", "shared": not why, "why": why})
         elif message["op"] == "fork":
@@ -134,6 +142,8 @@ class Template:
             why = self._unsound()
             if why:
                 return f"importing {module} leaves {why}"
+        with contextlib.suppress(Exception):  # looked up, not imported: the workers find the folder's listing made already
+            PathFinder.find_spec("eventd_no_such_module", [root])
         return ""
 
     def _unsound(self, mine: Sequence[int] = ()) -> str:

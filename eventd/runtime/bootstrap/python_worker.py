@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import random
 import resource
 import signal
 import socket
@@ -255,6 +254,7 @@ class Worker:
 
     def _context(self, meta: dict[str, Any]) -> LambdaContext:
         client = meta["client"]
+        meta["deadline"] = meta["deadline"] or int(time.time() * 1000) + meta["timeout"]
         identity = Identity()
         return LambdaContext(meta["id"], meta["arn"], meta["deadline"], self._start, identity, ClientContext.of(client) if client else None)
 
@@ -322,9 +322,8 @@ def prepare_streams() -> None:
 def reseed(instances: list[Any]) -> None:
     """Fresh randomness after a fork: numpy's global state, and generators that preloaded modules made (measured.md 1).
 
-    The `random` module's own functions, uuid4 and secrets differ in every child by themselves.
+    The `random` module's own functions (it seeds itself after a fork), uuid4 and secrets differ in every child by themselves.
     """
-    random.seed()
     for instance in instances:
         instance.seed()
     numpy_random = sys.modules.get("numpy.random")
