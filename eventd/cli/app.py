@@ -38,8 +38,18 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
 INTERRUPTED: Final = 130
 
 
+class SeenEnough(Exception):
+    """Who reads our output has closed it."""
+
+
 class Verbs(click.Group):
     """Commands that are imported when they are used. Each takes the shared options, whoever wrote it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would end with 1
+            raise SeenEnough from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -98,7 +108,7 @@ def run(argv: Sequence[str]) -> int:
         return say(session, EventdError("E-USAGE", error.format_message()))
     except EventdError as error:
         return say(session, error)
-    except BrokenPipeError:
+    except (BrokenPipeError, SeenEnough):
         # Who read us has seen enough (head, less): the interpreter's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -187,10 +187,14 @@ async def _ready(control: ControlClient, daemon: subprocess.Popen[bytes], folder
         except EventdError:
             pass
         if daemon.poll() is not None or time.monotonic() > deadline:
-            with open(os.path.join(folder, "eventd.log"), encoding="utf-8", errors="replace") as file:
-                _say(file.read()[-4000:])
+            _say(_log_of(folder))
             raise EventdError("E-NODAEMON", "the daemon did not start.", "Its log is above.")
         await anyio.sleep(0.05)
+
+
+def _log_of(folder: str) -> str:
+    with open(os.path.join(folder, "eventd.log"), encoding="utf-8", errors="replace") as file:
+        return file.read()[-4000:]
 
 
 async def _fresh(control: ControlClient, seen: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -91,6 +91,10 @@ class Starting(Step):
             call = function.calls.popleft()
             if call.gone:
                 continue
+            if not call.queue.active:  # paused while it waited
+                self.state.waiting.pop(call.call, None)
+                self.effects.append(Refuse(call.call, function.name, Refusal.PAUSED if function.available else Refusal.BUILDING))
+                continue
             trigger = call.queue.trigger
             if trigger is not None and trigger.full:
                 trigger.waiting[call.queue] = None

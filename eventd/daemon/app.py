@@ -97,7 +97,7 @@ def main(file: str, *, log_format: str | None, log_level: str | None, on_ready: 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(app.run())
     except (Exception, BaseExceptionGroup) as error:
-        return _ended_by(app.failure or error)
+        return app.failure.exit if app.failure is not None else _ended_by(error)
 
 
 def _ended_by(error: BaseException) -> int:
@@ -180,8 +180,12 @@ class App:
             loop.add_signal_handler(number, self._asked_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
         _make_folders(self.settings)
-        with anyio.CancelScope() as self._all:
-            await self._live(loop)
+        try:
+            with anyio.CancelScope() as self._all:
+                await self._live(loop)
+        except Exception:
+            if self.failure is None:
+                raise  # else: what it brought down with it
         if self.failure is not None:
             raise self.failure
         log.info("stopped")

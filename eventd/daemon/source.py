@@ -168,6 +168,7 @@ class Source:
         self.opened.set()
 
     def degraded(self, why: str) -> None:
+        why = _sentence(why)
         if (self.status, self.error) != ("degraded", why):
             self.log.warning("E-TRIGGER trigger '%s' is degraded: %s", self.name, why)
         self.status, self.error = "degraded", why
@@ -267,6 +268,10 @@ def reason_of(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = str(error) if isinstance(error, EventdError) else f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return _sentence(text)
+
+
+def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else text + "."
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
@@ -32,9 +31,17 @@ class Request:
     )  # fmt: skip
 
     def __init__(
-        self, respond: Callable[[Response], None], method: str = "", path: str = "", query: str = "", version: str = "1.1",
-        headers: list[tuple[str, str]] | None = None, raw_headers: RawHeaders | Callable[[], RawHeaders] = (), peer: str = "", port: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        respond: Callable[[Response], None],
+        method: str = "",
+        path: str = "",
+        query: str = "",
+        version: str = "1.1",
+        headers: list[tuple[str, str]] | None = None,
+        raw_headers: RawHeaders | Callable[[], RawHeaders] = (),
+        peer: str = "",
+        port: int = 0,
+    ) -> None:
         self.method = method
         self.path = path
         self.query = query

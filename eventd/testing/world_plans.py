@@ -60,7 +60,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 PLANS: dict[str, Plan] = {
     "mixed": Plan(),
     "people": Plan(
-        crashes=4, pauses=4, cancels=10, redrives=6, discards=4, reloads=4, clock_steps=2, overloads=1, fail=0.4, events=20, calls=6
+        crashes=4, pauses=4, cancels=10, redrives=6, discards=4, reloads=4, clock_steps=2, fail=0.5, notify=0.9, events=20, calls=6
     ),
     "stops": Plan(crashes=2, stops=4, drains=3, calls=14, longest_ms=1_500, events=14, overloads=0),
     "crowded": Plan(

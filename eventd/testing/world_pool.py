@@ -137,10 +137,10 @@ class SimPool:
         if 0 < world.plan.trigger_cap < self.files:
             world.blame("caps", f"{self.files} runs of one trigger at once, {world.plan.trigger_cap} are allowed")
         self._check_rate(name)
+        since = world.rules.held_since(members[0].binding if members else None, name)
+        if since is not None and world.now - since > SETTLE_MS:
+            world.blame("hold", f"{task.invocation} runs although its function or binding is paused, gone or building")
         for known in members:
-            since = world.rules.held_since(known.binding, name)
-            if since is not None and world.now - since > SETTLE_MS:
-                world.blame("hold", f"invocation {known.id} runs although its function or binding is paused, gone or building")
             if known.key is not None:
                 self._check_key(known, task.run)
         if world.plan.fair:

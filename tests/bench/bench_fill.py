@@ -27,8 +27,6 @@ async def fill(state: str, count: int) -> float:
     """Accept `count` events of 512 bytes for the function `hook`; seconds it took, every commit included."""
     journal = await open_journal(state, JournalSettings(), boot=Dice().id(), loop=asyncio.get_running_loop())
     dice, over = Dice(), asyncio.get_running_loop().create_future()
-    failed: list[EventdError] = []
-    journal.failed = lambda error: over.done() or over.set_exception(error)
     sent = stored = 0
     begun = time.perf_counter()
 
@@ -47,14 +45,18 @@ async def fill(state: str, count: int) -> float:
     def done(answer: Stored | EventdError) -> None:
         nonlocal stored
         stored += 1
-        if isinstance(answer, EventdError) and not over.done():
-            failed.append(answer)
-            over.set_exception(answer)
+        if isinstance(answer, EventdError):
+            fail(answer)
         elif stored == count and not over.done():
             over.set_result(None)
         elif sent - stored <= AT_ONCE // 2:
             send()
 
+    def fail(error: EventdError) -> None:
+        if not over.done():
+            over.set_exception(error)
+
+    journal.failed = fail
     send()
     try:
         await over

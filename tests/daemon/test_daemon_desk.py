@@ -85,7 +85,7 @@ async def test_status_has_every_field(tmp_path: Path) -> None:
 
 async def test_a_degraded_trigger_is_seen_in_status_but_the_daemon_is_ready(tmp_path: Path) -> None:
     async with house(tmp_path, TEXT) as h:
-        h.site("in").degraded("the folder is away.")
+        h.site("in").degraded("the folder is away")
         status = await h.desk.status()
         assert status["state"] == "degraded"
         assert h.trigger(status, "in")["error"] == "the folder is away."

@@ -33,6 +33,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "LOOK_S", 0.1)
+    monkeypatch.setattr(watch, "SETTLE_MS", 50)
 
 
 @asynccontextmanager

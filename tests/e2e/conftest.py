@@ -75,7 +75,9 @@ class Site:
     def printed(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def cli(self, *args: str, check: bool = True, input: str | None = None, timeout: float = DEADLINE_S) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *args: str, check: bool = True, input: str | None = None, timeout: float = DEADLINE_S
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "eventd", "-c", str(self.config), *args], capture_output=True, text=True, input=input, timeout=timeout,
             check=False,

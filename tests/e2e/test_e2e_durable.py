@@ -64,7 +64,10 @@ def test_records_are_a_plain_table_and_the_counters_equal_the_rows(site: Site) -
 
 
 def test_sigterm_lets_a_run_finish_and_refuses_new_ones(site: Site) -> None:
-    site.handler("wait.py", "import os, time\ndef handler(event, context):\n    while not os.path.exists(event['file']):\n        time.sleep(0.01)\n    return 'done'\n")
+    site.handler(
+        "wait.py",
+        "import os, time\ndef handler(event, context):\n    while not os.path.exists(event['file']):\n        time.sleep(0.01)\n    return 'done'\n",
+    )
     site.start()
     gate = site.root / "gate"
     site.cli("invoke", "wait", "--async", "-d", json.dumps({"file": str(gate)}))

@@ -42,7 +42,9 @@ def installed(clone: Path) -> tuple[Path, str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("EVENTD_", "PYTHON", "VIRTUAL_ENV"))}
     output = clone / "demo-output"
     with output.open("wb") as file:
-        shell = subprocess.Popen(["bash", "-c", COMMANDS[0][0]], cwd=clone, stdout=file, stderr=file, start_new_session=True, env=environment)
+        shell = subprocess.Popen(
+            ["bash", "-c", COMMANDS[0][0]], cwd=clone, stdout=file, stderr=file, start_new_session=True, env=environment
+        )
     deadline = time.monotonic() + 240
     wanted = {"uploads", "heartbeat", "shop"}
     while not wanted <= set(re.findall(r"^(\w+) +\w+ +succeeded", output.read_text(), re.M)):
@@ -122,7 +124,9 @@ def test_the_table_of_codes_is_the_code() -> None:
 
 
 def test_every_code_is_used_and_every_used_code_is_known() -> None:
-    text = "".join(path.read_text() for folder in ("eventd", "plugins") for path in (ROOT / folder).rglob("*.py") if path.name != "errors.py")
+    text = "".join(
+        path.read_text() for folder in ("eventd", "plugins") for path in (ROOT / folder).rglob("*.py") if path.name != "errors.py"
+    )
     used = set(re.findall(r"\b([EW]-[A-Z]{3,})\b", text))
     assert used - CODES.keys() == set()
     assert CODES.keys() - used == set()

@@ -131,7 +131,7 @@ async def test_what_a_process_leaves_behind_is_gone_when_its_end_is_told() -> No
     async with launching() as (_, start):
         daemons = "for n in 1 2 3 4 5; do setsid -f sh -c 'sleep 300 & exec sleep 300' ; done; sleep 0.1"
         neighbour = start("/bin/sleep", "300")
-        it = start("/bin/sh", "-c", f"{daemons}; ps -e -o pid=,ppid= | awk -v p=$$ '$2 == p {{ print $1 }}'")
+        it = start("/bin/sh", "-c", f"{daemons}; cat /proc/$$/task/$$/children")
         await until(lambda: it.process.pid and neighbour.process.pid)
         pids = [int(word) for word in (await it.text()).split()]
         assert len(pids) >= 5

@@ -48,7 +48,7 @@ def planted(package: Path, root: Path, patch: Path) -> None:
 
 def live_through_the_suite(root: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "eventd.testing.world", "suite"]
-    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False, timeout=55)
     assert done.stdout.startswith(f"the code of {root}/eventd/core\n"), f"another copy was imported:\n{done.stdout[:200]}{done.stderr}"
     return done
 
