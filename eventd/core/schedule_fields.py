@@ -55,7 +55,7 @@ def crontab_values(field: Field, text: str) -> frozenset[int]:
                 if last < first:
                     raise _wrong(field, text, f"the range {body} runs backwards; write it as two ranges, such as 22-23,0-2")
             else:
-                last = first if step is None else field.high
+                last = first if step is None else top  # 1/2 is Monday to Sunday, every second day
         found.update(range(first, last + 1, step or 1))
     return frozenset(value % 7 if field is WEEKDAY else value for value in found)
 

@@ -167,6 +167,7 @@ class App:
         self._up = False
         self._all: anyio.CancelScope | None = None
         self._reload: Callable[[], object] | None = None
+        self._stop_watching: Callable[[], None] | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -242,7 +243,7 @@ class App:
                     engine=engine, intake=intake, sources=sources, pool=pool, reads=journal, history=history, outbox=outbox,
                     reloader=reloader, counters=counters, started_at=clock.now_ms(), mistakes=self.mistakes,
                 )  # fmt: skip
-                self._desk = desk
+                self._desk, self._stop_watching = desk, reloader.stop_watching
                 async with serve_control(desk, settings.control, log=logging.getLogger("eventd.control")) as bound:
                     await reloader.first()
                     await engine.start(known)
@@ -294,6 +295,8 @@ class App:
         self._give_up()
 
     def _give_up(self) -> None:
+        if self._stop_watching is not None:
+            self._stop_watching()  # its thread would see a cancellation only after seconds
         if self._all is not None:
             self._all.cancel()
 

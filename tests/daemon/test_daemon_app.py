@@ -101,8 +101,10 @@ def test_when_storage_fails_the_daemon_ends_whoever_waits(tmp_path: Path, quiet:
         quiet[0].writer.step = broken_disk
         probe_go.set()
 
+    began = time.monotonic()
     with pytest.raises(EventdError) as ended:
         live(tmp_path, probe, act)
+    assert time.monotonic() - began < 4
     assert (ended.value.code, ended.value.exit) == ("E-STORAGE", 5)
     assert answers == [], "nothing is acknowledged in doubt"
     assert probe.ended == ["in"]
@@ -300,8 +302,9 @@ def test_the_second_stop_hurries(daemon: Daemon) -> None:
     assert [(run["outcome"], run["attempt"]) for run in runs] == [("interrupted", 1)]
     daemon.until(lambda: daemon.ask("GET", "/v1/status").json()["running"] == 1, "the run to begin again")
     daemon.signal(signal.SIGTERM)
+    daemon.until(lambda: daemon.state() == "draining", "the drain")
     daemon.signal(signal.SIGTERM)
-    daemon.end()
+    assert daemon.end() == 0
 
 
 def test_the_socket_that_was_asked_for(daemon: Daemon, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Site
+from e2e_site import Site
 
 HANDLERS = {
     "sleeps.py": "import time\ndef handler(event, context):\n    time.sleep(60)\n",

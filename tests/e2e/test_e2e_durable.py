@@ -8,7 +8,7 @@ from collections import Counter
 
 import httpx
 import pytest
-from conftest import Site
+from e2e_site import Site
 
 SLOW = """
 import json, time

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Site
+from e2e_site import Site
 
 
 def test_drop_a_handler_add_a_trigger_touch_a_file_without_a_restart(site: Site) -> None:
