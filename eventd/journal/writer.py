@@ -48,6 +48,9 @@ FULL: Final = "the disk is full"
 _FULL_PAUSE: Final = 0.1
 _BACKOFF_MAX: Final = 2.0
 _SPACE_EVERY: Final = 0.1
+_MEASURE_EVERY: Final = 0.02
+_MEASURE_BYTES: Final = 64 * 1024
+"""What may be stored between two measurements, so that the limit is not overrun by much more."""
 _CLOSE_PATIENCE: Final = 5.0
 
 
@@ -87,6 +90,8 @@ class Writer(threading.Thread):
         self._backoff = 0.0
         self._retry_at = 0.0
         self._space_at = 0.0
+        self._measure_at = 0.0
+        self._unmeasured = 0
         self._free = 0
         self._wal_frames = 0
         self._applied_accepts = 0
@@ -245,13 +250,14 @@ class Writer(threading.Thread):
             self._backoff = 0.0
             self._maintenance.wake()
         self.step("before-answer")
-        self._post(self._deliver, answers, len(batch), sum(op.size for op in batch), owed)
+        size = sum(op.size for op in batch)
+        self._post(self._deliver, answers, len(batch), size, owed)
         if any(not isinstance(op, ReadOp) for op in batch):
             seconds = time.perf_counter() - started
             self.commit_seconds += seconds
             self.commits += 1
             self.on_commit(seconds)
-            self._after_commit()
+            self._after_commit(size)
 
     def _on_full(self, batch: list[Op]) -> None:
         """Refuse the acceptances, free the reserve, and put the rest back to the front of what waits."""
@@ -359,10 +365,16 @@ class Writer(threading.Thread):
         if why:
             self.stats = JournalStats(used, self._settings.limit, wal, why)
 
-    def _after_commit(self) -> None:
+    def _after_commit(self, size: int) -> None:
         """Checkpoint when the WAL is long, or when only its size makes the journal seem full; then measure."""
         self._maintenance.wake()
-        self._measure()
+        now = time.monotonic()
+        tight = self.stats.bytes > self._settings.limit * 0.8
+        self._unmeasured += size
+        if tight or now >= self._measure_at or self._unmeasured > _MEASURE_BYTES:
+            # not after every commit: two pragmas and a stat are a good part of a small one
+            self._measure_at, self._unmeasured = now + _MEASURE_EVERY, 0
+            self._measure()
         over = self.stats.bytes >= self._settings.limit and self.stats.wal_bytes > schema.WAL_KEEP // 8
         if self._maintenance.checkpoint_due(self._wal_frames, self.stats.wal_bytes, force=over):
             self.step("checkpoint")
