@@ -203,7 +203,7 @@ def advise(init_ms: float, private_bytes: int) -> str:
         reasons.append(f"loading it takes {init_ms:.0f} ms")
     if private_bytes > 10 * 1024 * 1024:
         reasons.append(f"each worker has {private_bytes // (1024 * 1024)} MiB of its own")
-    return f"{' and '.join(reasons)}; snapshot = true would share that" if reasons else ""
+    return f"{' and '.join(reasons)}; a snapshot, which a later version brings, would share that" if reasons else ""
 
 
 def fresh_spec(folder: str, name: str, init_type: str) -> WorkerSpec:

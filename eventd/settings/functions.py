@@ -85,8 +85,8 @@ def _settings(report: Report, found: Found, table: FunctionTable, default_concur
         )
     if table.provisioned and found.runtime == "exec":
         report.warn((*path, "provisioned"), "an exec function starts a process for each run, so no worker is kept", "Leave it out")
-    if table.snapshot and found.runtime != "python":
-        report.warn((*path, "snapshot"), f"it has no effect on runtime {found.runtime!r}", "Leave it out")
+    if table.snapshot:
+        report.warn((*path, "snapshot"), "it is not built yet and has no effect", "Leave it out")
     for key in sorted(set(table.environment) & set(table.secrets)):
         report.error((*path, "secrets", key), f"{key} stands in environment too", "Keep one of the two")
     for key, ref in table.secrets.items():
@@ -128,9 +128,10 @@ def retry(table: RetryTable) -> Retry:
 def check_destination(
     report: Report, path: tuple[str | int, ...], value: Any, functions: Mapping[str, object], refused: Mapping[str, str]
 ) -> None:
-    """`function:NAME` names a function there is."""
-    if isinstance(value, str) and value.startswith("function:"):
-        check_function(report, path, value[9:], functions, refused)
+    """`function:NAME` names a function there is. None is told of anything yet, and whoever asks for it must know."""
+    known = not (isinstance(value, str) and value.startswith("function:")) or check_function(report, path, value[9:], functions, refused)
+    if value is not None and known:
+        report.warn(path, "destinations are not built yet: nobody is told", "Dead events are kept; see them with 'eventd dead'")
 
 
 def check_function(

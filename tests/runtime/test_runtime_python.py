@@ -337,7 +337,7 @@ async def test_advice_for_a_slow_init(tmp_path: Path) -> None:
         await it.load("f", "import time\ntime.sleep(0.06)\n" + HANDLER)
         view = it.pool.view("f")
         assert view is not None
-        assert re.match(r"loading it takes \d+ ms; snapshot = true would share that", view.advice)
+        assert re.match(r"loading it takes \d+ ms; a snapshot, which a later version brings, would share that", view.advice)
         await it.load("g", HANDLER)
         view = it.pool.view("g")
         assert view is not None
