@@ -167,12 +167,14 @@ class Watcher:
         if not paths:
             return
         try:
-            async for _ in awatch(
+            async for changes in awatch(
                 *paths, watch_filter=wanted, step=SETTLE_MS, debounce=SETTLE_MS * 8, recursive=recursive, stop_event=again,
                 ignore_permission_denied=True, force_polling=self._polling, poll_delay_ms=POLL_MS,
             ):  # fmt: skip
                 _, stamp = await anyio.to_thread.run_sync(look, self._settings())
                 await self._reload(stamp)
+                if any(kind is FileChange.deleted and path in paths for kind, path in changes):
+                    again.set()  # one in its place may have the same inode, and its notices are still to be asked for
         except FileNotFoundError:
             return  # gone in this moment: the look once a second sees it too
         except OSError as error:
@@ -197,11 +199,11 @@ class Watcher:
 
 
 def config_files(file: str) -> Wanted:
-    """Which changes beside the main file matter: itself, conf.d and conf.d/*.toml."""
+    """Which changes beside the main file matter: itself, its folder's own end, conf.d and conf.d/*.toml."""
     conf = os.path.join(os.path.dirname(file), "conf.d")
 
     def wanted(change: FileChange, path: str) -> bool:
-        return path in (file, conf) or (path.startswith(conf + os.sep) and path.endswith(".toml"))
+        return path in (file, conf, os.path.dirname(file)) or (path.startswith(conf + os.sep) and path.endswith(".toml"))
 
     return wanted
 

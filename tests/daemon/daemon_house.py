@@ -192,6 +192,18 @@ def fails(message: str = "no", kind: str = "ValueError") -> Behaviour:
     return lambda task: Ran(outcome=Outcome.FAILED, payload=b"{}", error_type=kind, error_message=message)
 
 
+def slow(target: Any, name: str) -> None:
+    """Let a read take a moment, as one from a disk does."""
+    real = getattr(target, name)
+
+    async def read(*args: Any, **more: Any) -> Any:
+        found = await real(*args, **more)
+        await asyncio.sleep(0.01)
+        return found
+
+    setattr(target, name, read)
+
+
 def hangs(task: Task) -> Ran | None:
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from daemon_house import House, fails, hangs, house
+from daemon_house import House, fails, hangs, house, slow
 
 from eventd.errors import EventdError
 from eventd.model import Outcome
@@ -375,6 +375,7 @@ async def test_a_redrive_asked_twice_at_once_runs_once(tmp_path: Path) -> None:
     async with house(tmp_path, TEXT) as h:
         await kill(h, "e1", "e2", "e3")
         before = len(h.pool.tasks)
+        slow(h.journal, "dead_seqs")
         results: list[Any] = []
 
         async def ask() -> None:
@@ -425,6 +426,7 @@ async def test_a_cancel_asked_twice_at_once_counts_once(tmp_path: Path) -> None:
         await h.emit("in", id="e1")
         (row,) = (await h.desk.events(Query()))["events"]
         id = row["invocations"][0]["invocation"]
+        slow(h.journal, "invocations")
         codes: list[str] = []
 
         async def ask() -> None:
@@ -537,4 +539,5 @@ async def test_a_trigger_that_answers_stays_open_during_a_drain(tmp_path: Path) 
             await h.emit("in")
         assert found.value.code == "E-DRAINING"
         await h.desk.drain(undo=True)
+        await asyncio.sleep(0.02)
         assert h.probe.begun == ["in"]

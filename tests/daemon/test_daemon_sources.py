@@ -212,14 +212,28 @@ async def test_a_paused_function_or_binding_holds_its_events(tmp_path: Path, kin
 
 async def test_asking_for_many_things_at_once_leaves_one_trigger_running(tmp_path: Path) -> None:
     """A pause, a resume, a drain, its undoing and reloads together: in the end there is one plugin, not two and not none."""
-    async with house(tmp_path, ONE) as h:
+    probe = Probe()
+
+    async def play(site: Site, settings: Any) -> None:
+        site.ready()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.005)  # ending takes a moment
+
+    probe.play["in"] = play
+    async with house(tmp_path, ONE, probe=probe) as h:
         for note in range(20):
             h.folder.write(ONE + f'note = "{note}"\n')
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(h.desk.pause, "trigger", "in")
                 tasks.start_soon(h.desk.reload)
                 tasks.start_soon(h.desk.resume, "trigger", "in")
+                tasks.start_soon(h.sources.refresh, "in")
                 tasks.start_soon(h.desk.reload)
+                tasks.start_soon(h.sources.halt)
+                tasks.start_soon(h.sources.unhalt)
         await h.desk.resume("trigger", "in")
         await h.until(lambda: h.sources.state("in") == ("up", ""), "the trigger")
         assert len(h.probe.begun) - len(h.probe.ended) == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from daemon_house import fails, hangs, house
+from daemon_house import fails, hangs, house, slow
 
 from eventd.daemon import outbox
 from eventd.errors import EventdError
@@ -150,6 +150,8 @@ async def test_an_expiry_and_a_redrive_at_once_agree(tmp_path: Path) -> None:
         await h.quiet()
         h.clock.skip(86_400_000 + 1_000)
         h.pool.behave.clear()
+        slow(h.journal, "dead_seqs")
+        slow(h.journal, "expired_dead")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(h.desk.redrive, Query())
             tasks.start_soon(h.outbox.expire)
