@@ -62,6 +62,7 @@ class Folder:
         self.journal = path / "journal.db"
         self.wal = path / "journal.db-wal"
         self._lock = lock
+        self._file: tuple[int, int] | None = None
 
     @classmethod
     def hold(cls, state_dir: str, boot: str) -> Folder:
@@ -194,6 +195,22 @@ class Folder:
         except OSError:
             return False
         return True
+
+    def check_same(self) -> None:
+        """The journal's file is still where it was opened. Raises E-STORAGE: events stored in a deleted file are lost at the end."""
+        try:
+            there = os.stat(self.journal)
+        except FileNotFoundError:
+            there = None
+        found = (there.st_dev, there.st_ino) if there is not None else None
+        if self._file is None:
+            self._file = found
+        elif found != self._file:
+            raise EventdError(
+                "E-STORAGE",
+                f"{self.journal} was deleted or replaced while the daemon had it open.",
+                "Put it back if you moved it; then start the daemon again.",
+            )
 
     def wal_bytes(self) -> int:
         try:

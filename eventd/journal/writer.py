@@ -340,6 +340,7 @@ class Writer(threading.Thread):
         if now < self._full_until:
             return FULL
         if now >= self._space_at:
+            self._folder.check_same()
             self._free = self._folder.free_bytes()
             self._space_at = now + _SPACE_EVERY
         if self._free < self._settings.min_free:

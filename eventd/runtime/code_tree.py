@@ -269,7 +269,7 @@ def fsync(path: str) -> None:
 def names_in(path: str) -> list[str]:
     try:
         return os.listdir(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # gone, no folder, or a handler's odd modes
         return []
 
 

@@ -217,15 +217,17 @@ class _Command:
     async def run(self) -> int:
         """The exit status. On cancel, or when its own process is gone, nothing of its session is left."""
         self._add(("$ " + " ".join(self.argv) + "\n").encode("utf-8", "surrogateescape"))
-        process = await anyio.open_process(
-            self.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self._folder,
-            env=self._environ,
-            start_new_session=True,
-        )
+        # asyncio loses a pipe, and perhaps the process, when a cancel comes while it opens them; that takes milliseconds
+        with anyio.CancelScope(shield=True):
+            process = await anyio.open_process(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder,
+                env=self._environ,
+                start_new_session=True,
+            )
         assert process.stdout is not None
         drained = anyio.Event()
         try:

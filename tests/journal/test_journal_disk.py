@@ -19,7 +19,7 @@ from msgspec import structs
 
 from eventd.core.facts import LedgerWrite, LedgerWritten
 from eventd.errors import EventdError, Overloaded
-from eventd.journal import folder, maintenance
+from eventd.journal import folder, maintenance, writer
 from eventd.journal.writer import STEPS
 from eventd.ports import Query, Stored
 
@@ -318,3 +318,15 @@ else:
             assert isinstance(await handle.accept(accepted(seq)), Stored)
             assert (await handle.j.events(Query(limit=1))).rows[0]["event"] == f"event-{seq}"
             await handle.j.aclose()
+
+
+async def test_a_journal_that_was_deleted_under_it_acknowledges_nothing_more(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_SPACE_EVERY", 0.0)
+    await handle.accept(accepted(1))
+    os.unlink(handle.folder / "journal.db")
+    told: list[Any] = []
+    handle.j.accept(accepted(2), told.append)
+    await until(lambda: bool(handle.failures))
+    assert told == []
+    assert handle.failures[0].code == "E-STORAGE"
+    assert "deleted or replaced" in handle.failures[0].message

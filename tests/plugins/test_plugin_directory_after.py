@@ -162,8 +162,7 @@ async def test_what_cannot_be_done_now_is_told_and_done_later(lab: Lab) -> None:
         assert left_in(lab.root) == ["a"], "it waits at its place"
         await lab.calm(70)
         blocked.unlink()
-        await site.wait_for(lambda: settlement not in site.owed, step=1)
-        assert site.status == Status("up")
+        await site.wait_for(lambda: settlement not in site.owed and site.status == Status("up"), step=1)
         assert (blocked / "a").exists()
         await lab.calm(70)
     assert len(lab.events) == 1

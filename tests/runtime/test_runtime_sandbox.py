@@ -137,7 +137,10 @@ def test_what_makes_a_worker_new() -> None:
 
 def test_advice() -> None:
     assert advise(50, 10 * 2**20) == ""
-    assert advise(120.4, 25 * 2**20) == "loading it takes 120 ms and each worker has 25 MiB of its own; a snapshot, which a later version brings, would share that"
+    assert (
+        advise(120.4, 25 * 2**20)
+        == "loading it takes 120 ms and each worker has 25 MiB of its own; a snapshot, which a later version brings, would share that"
+    )
 
 
 def test_captured_output_is_cut_into_lines_and_capped() -> None:
