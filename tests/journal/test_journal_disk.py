@@ -19,7 +19,7 @@ from msgspec import structs
 
 from eventd.core.facts import LedgerWrite, LedgerWritten
 from eventd.errors import EventdError, Overloaded
-from eventd.journal import folder, maintenance, writer
+from eventd.journal import SqliteJournal, folder, maintenance
 from eventd.journal.writer import STEPS
 from eventd.ports import Query, Stored
 
@@ -320,10 +320,11 @@ else:
             await handle.j.aclose()
 
 
-async def test_a_journal_that_was_deleted_under_it_acknowledges_nothing_more(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_SPACE_EVERY", 0.0)
+async def test_a_journal_that_was_deleted_under_it_acknowledges_nothing_more(handle: Handle) -> None:
     await handle.accept(accepted(1))
     os.unlink(handle.folder / "journal.db")
+    assert isinstance(handle.j, SqliteJournal)
+    handle.j.writer._space_at = 0.0  # it looks every 100 ms; this time at once
     told: list[Any] = []
     handle.j.accept(accepted(2), told.append)
     await until(lambda: bool(handle.failures))
