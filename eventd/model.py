@@ -8,7 +8,9 @@ not by the daemon.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from msgspec import Struct, field
@@ -285,3 +287,16 @@ class RunRecord(Struct, kw_only=True, gc=False):
     error_message: str | None
     worker: str
     boot: str
+
+
+# --- how a time is written ---
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
+
+
+def rfc3339(ms: int) -> str:
+    """Epoch milliseconds as RFC 3339, UTC, milliseconds, `Z`."""
+    return f"{_second(ms // 1000)}.{ms % 1000:03d}Z"

@@ -12,13 +12,11 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Final, TextIO
 
 import msgspec
 
-from eventd.model import Outcome, RunRecord
+from eventd.model import Outcome, RunRecord, rfc3339
 
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 FORMATS: Final = ("auto", "text", "json")
@@ -41,16 +39,6 @@ _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 # --- time and money ---
-
-
-@lru_cache(maxsize=64)
-def _second(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
-
-
-def rfc3339(ms: int) -> str:
-    """Epoch milliseconds as RFC 3339, UTC, milliseconds, `Z`."""
-    return f"{_second(ms // 1000)}.{ms % 1000:03d}Z"
 
 
 def billed_ms(init_ms: float | None, duration_ms: float, *, timeout_ms: int | None = None) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -117,7 +116,9 @@ def _schedules(settings: Settings, kinds: Mapping[str, TriggerPlugin]) -> list[d
     for name, trigger in settings.triggers.items():
         if (next_times := _next_times(kinds[trigger.type])) is not None:
             times = next_times(trigger.options, now_ms, UPCOMING, settings.daemon.timezone)
-            out.append({"trigger": name, "next": [_rfc3339(at) for at in times]})
+            from eventd.model import rfc3339
+
+            out.append({"trigger": name, "next": [rfc3339(at) for at in times]})
     return out
 
 
@@ -125,8 +126,3 @@ def _next_times(plugin: TriggerPlugin) -> Callable[[Any, int, int, str], Sequenc
     """`next_times(settings, now_ms, count, timezone)` of the plugin's module, which one that fires by the clock may have."""
     found = getattr(sys.modules.get(plugin.run.__module__), "next_times", None)
     return found if callable(found) else None
-
-
-def _rfc3339(at_ms: int) -> str:
-    moment = datetime.fromtimestamp(at_ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"

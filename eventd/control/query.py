@@ -8,11 +8,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from eventd.errors import EventdError
-from eventd.model import Outcome, Reason, State
+from eventd.model import Outcome, Reason, State, rfc3339
 from eventd.ports import Query
 from eventd.settings.fields import parse_duration
 
@@ -35,11 +35,6 @@ _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?(?:([Zz])|
 
 def usage(message: str, hint: str = "") -> EventdError:
     return EventdError("E-USAGE", message, hint)
-
-
-def rfc3339(ms: int) -> str:
-    """Epoch milliseconds as RFC 3339, UTC, milliseconds, `Z`."""
-    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
 def parse_when(text: str, now_ms: int) -> int:

@@ -21,10 +21,10 @@ from eventd.daemon.reload import Reloader
 from eventd.daemon.sources import Sources
 from eventd.daemon.standing import Standing
 from eventd.errors import EventdError
-from eventd.model import Outcome, Refusal, RunRecord, State
+from eventd.model import Outcome, Refusal, RunRecord, State, rfc3339
 from eventd.ports import History, JournalReads, Json, Page, Pool, Query, Ran
 from eventd.sdk import Answer, Receipt
-from eventd.telemetry import price_usd, record_dict, report_line, rfc3339
+from eventd.telemetry import price_usd, record_dict, report_line
 
 SELECT_MAX = 10_000
 """Dead invocations that one redrive or discard takes; ask again for more."""

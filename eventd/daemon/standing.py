@@ -13,8 +13,8 @@ from eventd.daemon.mistakes import Mistakes
 from eventd.daemon.reload import Reloader
 from eventd.daemon.sources import Sources
 from eventd.errors import EventdError
+from eventd.model import rfc3339
 from eventd.ports import JournalReads, Json, Pool
-from eventd.telemetry import rfc3339
 
 STALE_S = 5.0
 """A loop that has not beaten for this long is not healthy."""

@@ -13,7 +13,7 @@ from typing import TextIO
 import msgspec
 import pytest
 
-from eventd.model import Lane, Outcome, RunRecord
+from eventd.model import Lane, Outcome, RunRecord, rfc3339
 from eventd.telemetry import (
     LogHandler,
     RunLog,
@@ -23,7 +23,6 @@ from eventd.telemetry import (
     record_dict,
     record_json,
     report_line,
-    rfc3339,
     setup_logging,
     under_journald,
 )
