@@ -27,7 +27,7 @@ CODES: Final[dict[str, Code]] = {
     "E-NOTFOUND": Code(1, 404, "there is no such function, run, event, trigger or binding"),
     "E-FORBIDDEN": Code(1, 403, "the door a request came through does not allow it"),
     "E-CONFLICT": Code(1, 409, "the same event id came with another body, or the thing is in another state"),
-    "E-EXISTS": Code(1, 409, "a file is already there and is never overwritten"),
+    "E-EXISTS": Code(1, 409, "a file is already there and is not overwritten"),
     "E-THROTTLED": Code(1, 429, "the function's concurrency or rate allows no further direct call now"),
     "E-PAUSED": Code(1, 503, "the function, trigger or binding is paused"),
     "E-BUILDING": Code(1, 503, "the function's dependencies are being installed"),

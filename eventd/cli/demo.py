@@ -86,9 +86,11 @@ def run_demo(directory: str | None, once: bool, as_json: bool = False) -> int:
         _write(folder, port, node)
         log = open(os.path.join(folder, "eventd.log"), "ab")  # noqa: SIM115 - handed to the daemon, closed below
         environment = {k: v for k, v in os.environ.items() if k not in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "EVENTD_SOCKET")}
-        command = [sys.executable, "-m", "eventd", "serve", "-c", os.path.join(folder, "eventd.toml")]
+        command = [sys.executable, "-P", "-m", "eventd", "serve", "-c", os.path.join(folder, "eventd.toml")]
         daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         log.close()
+        # asked to end by whoever, it ends its daemon too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return anyio.run(_show, folder, port, node, once, as_json, daemon)
         except KeyboardInterrupt:

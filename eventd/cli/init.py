@@ -13,7 +13,7 @@ from eventd.errors import EventdError
 
 CONFIG = """\
 # eventd: events in, runs out. Every option with its default: eventd check --schema,
-# or eventd.toml in the documentation. After a change the running daemon reloads by itself.
+# or config/eventd.toml in eventd's source. After a change the running daemon reloads by itself.
 
 [daemon]
 # A file dropped into this folder is a function of that name: hello.py is "hello".

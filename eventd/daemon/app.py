@@ -244,6 +244,8 @@ class App:
                 )  # fmt: skip
                 self._desk, self._stop_watching = desk, reloader.stop_watching
                 async with serve_control(desk, settings.control, log=logging.getLogger("eventd.control")) as bound:
+                    http.bind()  # before any work begins: a taken port must not look like a crash to the events
+                    stack.callback(http.unbind)
                     await reloader.first()
                     await engine.start(known)
                     urls.update(settings)

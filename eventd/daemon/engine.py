@@ -378,8 +378,9 @@ class Engine:
                 self._stopped[run] = Outcome.INTERRUPTED
 
     def close(self) -> None:
-        """No further timers. What has been told is told."""
+        """No further timers and no further starts. What has been told is told."""
         self._closed = True
+        self.tell(s.StartsAllowed(False, False))
         for timer in (self._timer, self._watch):
             if timer is not None:
                 timer.cancel()

@@ -25,7 +25,7 @@ from eventd.ports import Json, Pool
 from eventd.sdk import TriggerPlugin
 from eventd.settings.load import Loading, load
 
-PATIENCE_S = 15.0
+PATIENCE_S = 3.0
 """How long a reload waits for handlers to load; a dependency build goes on beyond it."""
 OPEN_S = 5.0
 """How long a reload waits for the triggers it opened."""

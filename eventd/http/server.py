@@ -98,11 +98,37 @@ class HttpServer:
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty: anyio.Event | None = None
         self._closed = False
+        self._bound: list[tuple[str, socket.socket]] = []
 
     def __repr__(self) -> str:
         return f"<HttpServer {', '.join(self.addresses) or 'not listening'} | {self.open} open{' | draining' if self.draining else ''}>"
 
     # --- life ---
+
+    def bind(self) -> None:
+        """Take the addresses of `settings.listen` before `start`: who connects meanwhile waits in the kernel's queue.
+
+        So a daemon finds out that a port is taken before it has begun any work. Raises EventdError(E-LISTEN), nothing left open.
+        """
+        bound: list[tuple[str, socket.socket]] = []
+        try:
+            for text in self.settings.listen:
+                for sock in listen.bind(text):
+                    bound.append((text, sock))
+                    sock.listen(listen.BACKLOG)
+        except BaseException as error:
+            for _, sock in bound:
+                sock.close()
+            if isinstance(error, OSError):
+                raise EventdError("E-LISTEN", f"cannot listen on {text}: {error.strerror}.", "Choose another address.") from error
+            raise
+        self._bound = bound
+
+    def unbind(self) -> None:
+        """Let go of what `bind` took and `start` has not used."""
+        for _, sock in self._bound:
+            sock.close()
+        self._bound = []
 
     async def start(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Listen on `settings.listen`, or on the given sockets of systemd instead. Also ends an earlier `stop_accepting`.
@@ -113,7 +139,11 @@ class HttpServer:
         self.draining = self._closed = False
         self._tick()
         if sockets is None:
-            await self._open(self.settings.listen)
+            bound, self._bound = self._bound, []
+            for text, sock in bound:
+                await self._listen(sock, text, given=False)
+            if not bound:
+                await self._open(self.settings.listen)
             return
         opened: list[_Listener] = []
         try:

@@ -156,8 +156,9 @@ class Pool:
     async def _load(self, crew: Crew, function: FunctionSettings) -> Loaded:
         factory = self._runtimes.get(function.runtime)
         if factory is None:
-            self._fail(crew, "Runtime.InvalidEntrypoint", f"there is no runtime {function.runtime!r}")
-            raise EventdError("E-HANDLER", f"function {function.name}: there is no runtime {function.runtime!r}.", "Set runtime.")
+            self._fail(crew, "Runtime.InvalidEntrypoint", f"the runtime {function.runtime!r} is not built yet")
+            hint = f"Use one of {', '.join(sorted(self._runtimes))}."
+            raise EventdError("E-HANDLER", f"function {function.name}: the runtime {function.runtime!r} is not built yet.", hint)
         version: Version | None = None
         python = ""
         generation: Generation | None = None

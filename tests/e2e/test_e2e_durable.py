@@ -130,3 +130,26 @@ def test_pause_holds_events_and_resume_runs_them(site: Site) -> None:
     assert site.json("events", "--state", "held")["events"]
     site.cli("resume", "function:f")
     site.until(lambda: site.runs(), "the held run")
+
+
+def test_a_taken_port_is_found_before_any_work_begins(site: Site) -> None:
+    import socket
+
+    site.handler("slow.py", "import time\ndef handler(event, context):\n    time.sleep(0.2)\n    return 1\n")
+    site.start()
+    site.cli("pause", "function:slow")
+    site.cli("invoke", "slow", "--async")
+    site.cli("resume", "function:slow")
+    site.kill()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        good = site.config.read_text()
+        site.config.write_text(good.replace("127.0.0.1:0", f"127.0.0.1:{taken.getsockname()[1]}"))
+        for _ in range(4):
+            refused = site.cli("serve", check=False)
+            assert refused.returncode == 2
+            assert "E-LISTEN" in refused.stderr
+            assert "E-INTERNAL" not in refused.stderr
+        site.config.write_text(good)
+    site.start()
+    site.until(lambda: site.runs(outcome="succeeded"), "the event to run")
+    assert not site.api("/v1/dead")["dead"]
