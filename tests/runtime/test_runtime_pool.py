@@ -230,7 +230,7 @@ async def test_unknown_functions_and_runtimes_are_answers_not_exceptions(tmp_pat
     async with world(tmp_path) as it:
         assert (await it.run("nobody")).error_type == "Runtime.InvalidEntrypoint"
         assert it.pool.view("nobody") is None
-        with pytest.raises(EventdError, match="there is no runtime 'cobol'"):
+        with pytest.raises(EventdError, match="the runtime 'cobol' is not built yet"):
             await it.pool.load(FunctionSettings(name="c", runtime="cobol"))
         assert (await it.run("c")).outcome is Outcome.FAILED
 
