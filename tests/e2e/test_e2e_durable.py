@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections import Counter
@@ -57,7 +58,7 @@ def test_records_are_a_plain_table_and_the_counters_equal_the_rows(site: Site) -
     assert 'eventd_runs_total{function="f",outcome="succeeded"} 2.0' in metrics
     assert 'eventd_runs_total{function="f",outcome="failed"} 1.0' in metrics
     site.cli("runs")
-    with sqlite3.connect(site.state / "runs.db") as db:
+    with contextlib.closing(sqlite3.connect(site.state / "runs.db")) as db:
         rows = db.execute("select outcome, count(*) from runs where boot = ? group by outcome order by outcome", (boot,)).fetchall()
     assert rows == [("failed", 1), ("succeeded", 2)]
     assert "REPORT RequestId: " in site.printed()
@@ -78,7 +79,7 @@ def test_sigterm_lets_a_run_finish_and_refuses_new_ones(site: Site) -> None:
     assert site.cli("invoke", "wait", check=False).returncode == 1
     gate.touch()
     assert site.process.wait(20) == 0
-    with sqlite3.connect(site.state / "runs.db") as db:
+    with contextlib.closing(sqlite3.connect(site.state / "runs.db")) as db:
         assert db.execute("select outcome from runs").fetchall() == [("succeeded",)]
 
 

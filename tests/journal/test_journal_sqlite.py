@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
@@ -123,7 +124,7 @@ async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, kind: str) 
     if kind == "garbage":
         (state / "journal.db").write_bytes(b"not a database, " * 1000)
     else:
-        with sqlite3.connect(state / "journal.db") as connection:
+        with contextlib.closing(sqlite3.connect(state / "journal.db", isolation_level=None)) as connection:
             connection.execute("CREATE TABLE mine(x)")
         connection.close()
     before = (state / "journal.db").read_bytes()
@@ -132,7 +133,8 @@ async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, kind: str) 
     if kind == "garbage":
         assert (state / "journal.db").read_bytes() == before
     else:
-        assert sqlite3.connect(state / "journal.db").execute("SELECT * FROM mine").fetchall() == []
+        with contextlib.closing(sqlite3.connect(state / "journal.db")) as connection:
+            assert connection.execute("SELECT * FROM mine").fetchall() == []
 
 
 async def test_the_released_schema_of_version_1_is_opened(tmp_path: Path) -> None:
