@@ -70,7 +70,7 @@ def test_what_is_no_block_is_none(source: bytes) -> None:
         (b"import a\n\n# /// script\n# dependencies = [\n# ///\n", "f.py:3: the '# /// script' block is not valid TOML"),
         (b"# /// script\n# a = 1\n# ///\n\n# /// script\n# a = 1\n# ///\n", "f.py:5: a second"),
         (b"# /// script\n# dependencies = 'six'\n# ///\n", "f.py:1"),
-        (b"# /// script\n# dependencies = ['--index-url=http://x/']\n# ///\n", "f.py:1"),
+        (b"# /// script\n# dependencies = ['--no-deps']\n# ///\n", "f.py:1"),
         (b'# /// script\n# dependencies = ["a\\nb"]\n# ///\n', "f.py:1"),
         (b"# /// script\n# requires-python = 3.11\n# ///\n", "f.py:1"),
         (b"# /// script\n# requires-python = 'new'\n# ///\n", "not a version specifier"),
