@@ -351,7 +351,7 @@ async def test_while_a_trigger_is_replaced_its_functions_are_loaded_before_it_cl
         h.folder.write(ONE.replace("hello", "new"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(h.desk.reload)
-            await asyncio.sleep(0.1)
+            await h.until(lambda: gate.statistics().tasks_waiting, "the new function's load to have begun")
             assert order == ["open"], "the old trigger goes on while the new function is built"
             gate.set()
         assert order == ["open", "close", "open"]
